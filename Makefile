@@ -1,0 +1,71 @@
+# make demo   train on this machine: two CPU ranks, or all its GPUs
+# make test   every test this machine can run      make quick      the unit tier
+# make check  lint, format, types, layers          make coverage   what the tests reach
+#
+# They install what they need into .venv first. Where nothing can be installed, `VENV=` uses a Python that has it all:
+#   make test VENV= PYTHON=/path/to/python
+
+PYTHON ?= python3
+VENV ?= .venv
+GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c ^GPU)
+# T4, V100, RTX 20 and older compute no bf16.
+OLD_GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -c '^[1-7]\.')
+
+ifeq ($(GPUS),0)
+CONFIG ?= cpu_gloo
+else ifneq ($(OLD_GPUS),0)
+CONFIG ?= ddp_fp16
+else ifeq ($(GPUS),1)
+CONFIG ?= single
+else
+CONFIG ?= ddp
+endif
+
+ifeq ($(VENV),)
+PY := $(PYTHON)
+else
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+endif
+
+PYTEST := $(PY) -m pytest
+
+.PHONY: demo test quick coverage check clean
+
+demo: $(INSTALLED)
+	$(PY) -m accelerate.commands.accelerate_cli launch --config_file accelerate_configs/$(CONFIG).yaml examples/train.py $(ARGS)
+
+# One run a tier: a tier that collects nothing fails (pytest's exit code 5) instead of passing unseen.
+test: $(INSTALLED)
+	$(PYTEST) -m unit -n 2
+	$(PYTEST) -m "gpu or multigpu"
+	$(PYTEST) -m notebook
+	$(PYTEST) -m cpu -n 2
+	$(PYTEST) -m gloo
+
+quick: $(INSTALLED)
+	$(PYTEST) -m unit -n 2
+
+coverage: $(INSTALLED)
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
+
+check: $(INSTALLED)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+clean:
+	rm -rf .venv build dist *.egg-info .coverage* .*_cache outputs
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): setup.cfg requirements/cpu.txt requirements/cpu-unsloth.txt
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(GPUS),0)
+	$(PY) -m pip install --quiet -r requirements/cpu.txt
+	$(PY) -m pip install --quiet --no-deps -r requirements/cpu-unsloth.txt
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
+else
+	$(PY) -m pip install --quiet -e ".[gpu,dev]"
+endif
+	touch $@

@@ -1,0 +1,104 @@
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from launch import launch
+
+
+WORKER = Path(__file__).parent / "workers" / "tokenize_once.py"
+
+
+def ranks_of(path, out, num_processes):
+    return [json.loads((out / f"{path}-{rank}.json").read_text()) for rank in range(num_processes)]
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that nobody can write to; for root that takes a mount, which not every machine allows."""
+    folder = tmp_path / "read_only"
+    folder.mkdir()
+    if os.getuid() != 0:
+        folder.chmod(0o555)
+        yield folder
+        return
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True).returncode:
+        folder.rmdir()
+        yield folder
+        return
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "UNSLOTH_DATASET_NUM_PROC": "1"}
+
+
+def tokenised(ranks, key):
+    return [rank[key]["tokenised"] for rank in ranks]
+
+
+def assert_same_rows(ranks, key, count=None):
+    assert len({rank[key]["rows"] for rank in ranks}) == 1
+    assert len({rank[key]["collator"] for rank in ranks}) == 1
+    if count is not None:
+        assert ranks[0][key]["count"] == count
+
+
+@pytest.mark.gloo
+def test_one_of_four_ranks_tokenises_for_all(tiny_model, read_only, cache, tmp_path):
+    arguments = (WORKER, "trl", tiny_model, tmp_path, read_only)
+    failed = launch(*arguments, num_processes=4, env=cache, expect_failure=True)
+    died = time.time()
+    # The last act of the worker: rank 0 killed itself in the middle of a tokenisation.
+    assert "SIGKILL" in failed.stderr, failed.stderr
+    ranks = ranks_of("trl", tmp_path, 4)
+
+    assert tokenised(ranks, "memory") == [340, 0, 0, 0]
+    assert_same_rows(ranks, "memory", 300)
+    assert tokenised(ranks, "memory again") == [0, 0, 0, 0]
+    assert tokenised(ranks, "files") == [250, 0, 0, 0]
+    assert_same_rows(ranks, "files")
+    assert ranks[0]["files"]["count"] < 250  # packed
+    assert tokenised(ranks, "formatted") == [300, 0, 0, 0]
+    assert_same_rows(ranks, "formatted", 300)
+    assert ranks[0]["formatted"]["rows"] != ranks[0]["memory"]["rows"]
+    # Ranks that were given different rows keep them.
+    assert [rank["different"]["count"] for rank in ranks] == [100, 101, 102, 103]
+    assert tokenised(ranks, "streaming") == tokenised(ranks, "streaming")[:1] * 4
+
+    assert ranks[0]["error"][:2] == ["RuntimeError", "this row cannot be tokenised"]
+    keys = {"error": "RuntimeError: this row cannot be tokenised"}
+    if read_only.is_dir():
+        assert ranks[0]["read-only"][0] in ("OSError", "PermissionError")
+        keys["read-only"] = ranks[0]["read-only"][1]
+    for key, text in keys.items():
+        for rank in ranks[1:]:
+            kind, message, seconds = rank[key]
+            assert kind == "PeerError"
+            assert text in message
+            assert seconds < 30
+    assert died - max((tmp_path / f"trl-{rank}.json").stat().st_mtime for rank in range(4)) < 30
+
+    launch(WORKER, "second", tiny_model, tmp_path, read_only, num_processes=2, env=cache)
+    second = ranks_of("second", tmp_path, 2)
+    assert tokenised(second, "memory") == [0, 0]
+    assert second[0]["memory"]["rows"] == ranks[0]["memory"]["rows"]
+
+
+@pytest.mark.gloo
+def test_the_generated_trainer_tokenises_and_masks_once(tiny_model, cache, tmp_path):
+    arguments = (WORKER, "gpu_path", tiny_model, tmp_path, tmp_path / "none")
+    launch(*arguments, num_processes=2, env=cache, timeout=300)
+    ranks = ranks_of("gpu_path", tmp_path, 2)
+    for key in ("files", "memory"):
+        assert ranks[0][key]["tokenised"] >= 300
+        # Unsloth tries the first row on each rank to see whether the tokenizer doubles the BOS token.
+        assert ranks[1][key]["tokenised"] < 10
+        assert_same_rows(ranks, key)
+    assert ranks[0]["responses"]["labels"] == ranks[1]["responses"]["labels"]
+    assert ranks[0]["responses"]["masked"] >= 300
+    assert ranks[1]["responses"]["masked"] == 0

@@ -1,0 +1,54 @@
+"""Functions that `tests/test_launching.py` runs on ranks; plain torch, no Unsloth."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def sum_of_ranks(offset, *, scale=1):
+    import torch
+    from torch import distributed as dist
+
+    dist.init_process_group("gloo")
+    value = torch.tensor([float(dist.get_rank() + offset)])
+    dist.all_reduce(value)
+    print(f"rank {dist.get_rank()} of {dist.get_world_size()}")
+    return {"sum": value.item() * scale, "world": dist.get_world_size()}
+
+
+def rank_one_raises():
+    sum_of_ranks(0)
+    if os.environ["RANK"] == "1":
+        raise KeyError("the row that rank 1 cannot read")
+    time.sleep(120)
+
+
+def rank_one_dies(how):
+    import torch
+    from torch import distributed as dist
+
+    sum_of_ranks(0)
+    if os.environ["RANK"] == "1":
+        print("the last words of rank 1", file=sys.stderr)
+        if how == "exit":
+            os._exit(7)
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(1))  # fails here because the other end is gone: a consequence, not the cause
+
+
+def bar_then_wait(folder):
+    """Shows a progress bar, says that it is there, and waits; rank 1 does not listen to Ctrl-C."""
+    from tqdm import tqdm
+
+    rank = os.environ["RANK"]
+    if rank == "1":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for _ in tqdm(range(3), desc=f"bar of rank {rank}", mininterval=0):
+        pass
+    Path(folder, f"pid_{rank}").write_text(str(os.getpid()))
+    try:
+        time.sleep(120)
+    finally:
+        Path(folder, f"left_{rank}").touch()

@@ -1,0 +1,137 @@
+"""Checks `enable_multi_gpu` on every rank: `multi_gpu.py MODEL OUT`. Rank 0 writes what the test compares into OUT."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import unsloth  # first, as in every script of Unsloth's documentation
+import datasets
+import torch
+import torch.distributed as dist
+import trl
+import trl.trainer.sft_trainer
+from trl import SFTConfig
+from trl import SFTTrainer as Early
+from unsloth import FastLanguageModel
+
+from unsloth_accel import (
+    ConfigurationError,
+    UnslothAcceleratedSFTTrainer,
+    UnslothAcceleratedTrainerMixin,
+    disable_multi_gpu,
+    enable_multi_gpu,
+    get_multi_gpu_status,
+)
+
+
+class Derived(Early):
+    """A script's own subclass, defined before `enable_multi_gpu`."""
+
+    def __init__(self, *args, note, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.note = note
+        self.seen = 0
+
+    def compute_loss(self, *args, **kwargs):
+        self.seen += 1
+        return super().compute_loss(*args, **kwargs)
+
+
+def attributes():
+    """Every attribute of what could have been touched, by identity."""
+    owners = [trl, trl.trainer.sft_trainer, unsloth, *Early.__mro__[:-1], Derived]
+    return {(repr(owner), name): id(value) for owner in owners for name, value in list(vars(owner).items())}
+
+
+def arguments(folder, **options):
+    return SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,
+        max_steps=2,
+        logging_steps=1,
+        report_to="none",
+        max_length=64,
+        save_strategy="no",
+        disable_tqdm=True,
+        bf16=False,
+        optim="adamw_torch",
+        **options,
+    )
+
+
+def lora(path):
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        path, max_seq_length=64, load_in_4bit=False, dtype=torch.float32
+    )
+    model = FastLanguageModel.get_peft_model(
+        model, r=4, target_modules=["q_proj"], use_gradient_checkpointing="unsloth", random_state=3407
+    )
+    return model, tokenizer
+
+
+def refused(function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except ConfigurationError as error:
+        return str(error)
+    raise AssertionError(f"{function} accepted {args} {kwargs}")
+
+
+def main() -> None:
+    path, out = sys.argv[1], Path(sys.argv[2])
+    # TRL and transformers fill their lazy modules when a name is first used; that is not ours to restore.
+    _ = trl.SFTTrainer, UnslothAcceleratedSFTTrainer
+    model, tokenizer = lora(path)
+    rows = datasets.Dataset.from_list([{"text": "rank and batch " * (1 + index % 5)} for index in range(16)])
+    common = {"model": model, "processing_class": tokenizer, "train_dataset": rows}
+    script_arguments = arguments(out.parent / "run")
+    before = attributes()
+
+    with enable_multi_gpu(
+        num_gpus=2,
+        batch_size_per_gpu=2,
+        ddp_backend="gloo",
+        enable_memory_optimization=False,
+        enable_gradient_checkpointing=False,
+        find_unused_parameters=False,
+        debug=True,
+    ):
+        assert dist.get_debug_level() == dist.DebugLevel.DETAIL
+        for trainer_class in (Early, trl.SFTTrainer, trl.trainer.sft_trainer.SFTTrainer):
+            trainer = trainer_class(args=script_arguments, **common)
+            assert type(trainer) is UnslothAcceleratedSFTTrainer
+        positional = Early(model, script_arguments, train_dataset=rows, processing_class=tokenizer)
+        assert positional.args.per_device_train_batch_size == 2
+        assert trainer.args.per_device_train_batch_size == 2
+        assert script_arguments.per_device_train_batch_size == 1, "the script's own object was changed"
+        assert trainer.plugin.find_unused_parameters is False
+        assert not trainer.args.gradient_checkpointing
+        assert not model.is_gradient_checkpointing
+        derived = Derived(args=script_arguments, note="mine", **common)
+        assert isinstance(derived, (Derived, UnslothAcceleratedTrainerMixin))
+        derived.train()
+        assert (derived.note, derived.seen, len(derived.rank_rows)) == ("mine", 2, 2)
+        assert not model.is_gradient_checkpointing
+        status = get_multi_gpu_status()
+
+    assert attributes() == before, {key for key, value in attributes().items() if before.get(key) != value}
+    assert dist.get_debug_level() == dist.DebugLevel.OFF
+    assert not isinstance(Early(args=script_arguments, **common), UnslothAcceleratedTrainerMixin)
+    assert not isinstance(Derived(args=script_arguments, note="", **common), UnslothAcceleratedTrainerMixin)
+
+    errors = [refused(enable_multi_gpu, num_gpus=3)]
+    assert attributes() == before, "a refused call left something behind"
+    enable_multi_gpu(ddp_backend="nccl")
+    enable_multi_gpu(ddp_backend="nccl", batch_size_per_gpu=2)
+    errors += [refused(Early, args=script_arguments, **common), refused(Early, **common)]
+    disable_multi_gpu()
+    disable_multi_gpu()
+    assert attributes() == before, "two calls left something behind"
+
+    if os.environ["RANK"] == "0":
+        out.write_text(json.dumps({"status": status.to_json(), "printed": str(status), "errors": errors}))
+
+
+if __name__ == "__main__":
+    main()

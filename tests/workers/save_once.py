@@ -1,0 +1,144 @@
+"""Saving by every rank: python save_once.py gpu_path|cpu_backend BASE SHARDED_BASE OUT FULL_DISK.
+
+`gpu_path` runs the saving methods that Unsloth binds to models on a GPU, on a stock PEFT model: `UNSLOTH_ALLOW_CPU`
+imports them where there is no GPU. `cpu_backend` runs Unsloth's CPU backend.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+RANK = int(os.environ["RANK"])
+path, base, sharded_base, out, full_disk = sys.argv[1], *map(Path, sys.argv[2:])
+seen: dict[str, object] = {}
+
+
+def load_gpu_path(model_folder):
+    os.environ["UNSLOTH_ALLOW_CPU"] = "1"
+    import unsloth  # noqa: F401
+
+    os.environ["UNSLOTH_ALLOW_CPU"] = "0"
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from unsloth.save import patch_saving_functions
+
+    torch.cuda.get_device_name = lambda *args: "none"
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    torch.manual_seed(0)
+    # `init_lora_weights=False` draws B at random, too: a B of zeros would merge nothing.
+    lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    return patch_saving_functions(get_peft_model(model, lora)), AutoTokenizer.from_pretrained(model_folder)
+
+
+def load_cpu_backend(model_folder):
+    from unsloth import FastLanguageModel
+
+    import torch
+
+    model, tokenizer = FastLanguageModel.from_pretrained(str(model_folder), load_in_4bit=False, max_seq_length=64)
+    model = FastLanguageModel.get_peft_model(model, r=8, target_modules=["q_proj", "v_proj", "down_proj"])
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    return model, tokenizer
+
+
+def digests(folder):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(Path(folder).iterdir())}
+
+
+def caught(key, function, *arguments, **options):
+    began = time.monotonic()
+    try:
+        function(*arguments, **options)
+    except Exception as error:
+        seen[key] = [type(error).__name__, str(error), time.monotonic() - began]
+
+
+def save_by_all(model, reference):
+    """Without the fix, the weights of several ranks against those of one: how many attempts of five differ."""
+    import torch.distributed as dist
+
+    wrong = 0
+    for attempt in range(5):
+        folder = out / f"broken-{attempt}"
+        dist.barrier()
+        caught(f"race-{attempt}", model.save_pretrained_merged, folder)
+        dist.barrier()
+        wrong += weights(folder) != weights(reference)
+    return wrong
+
+
+def weights(folder):
+    return {name: digest for name, digest in digests(folder).items() if name.endswith(".safetensors")}
+
+
+def save_once(model, tokenizer, kind, **options):
+    """One process's folder, then the fixed one of all ranks, as new folder and over an old export of other shards."""
+    from unsloth_accel.fixes import apply_fixes
+    from unsloth_accel.rank_first import run_once
+
+    before = dict(vars(model))
+    run_once(lambda: model.save_pretrained_merged(out / f"{kind}-one", tokenizer, **options) and None, name="one")
+    reference = digests(out / f"{kind}-one")
+    if path == "gpu_path":
+        seen[f"{kind}-wrong"] = save_by_all(model, out / f"{kind}-one")
+    fixes = apply_fixes(model)
+    seen["fixes"] = fixes.names
+    model.save_pretrained_merged(save_directory=out / f"{kind}-all", tokenizer=tokenizer, is_main_process=RANK == 0, **options)
+    seen[f"{kind}-equal"] = digests(out / f"{kind}-all") == reference
+
+    shared = out / "reused"
+    run_once(lambda: (shared.mkdir(exist_ok=True), (shared / "notes.txt").write_text(kind)) and None, name="notes")
+    model.save_pretrained_merged(str(shared), tokenizer, **options)
+    expected = {*reference, "notes.txt"}
+    seen[f"{kind}-reused"] = [sorted(digests(shared)) == sorted(expected), weights(shared) == weights(out / f"{kind}-one")]
+    fixes.undo()
+    seen[f"{kind}-undone"] = dict(vars(model)) == before
+
+
+def fail(model, tokenizer):
+    """A folder that cannot be, a full disk, a call by rank 0 alone; last, rank 0 is killed while it writes."""
+    from unsloth_accel.fixes import apply_fixes
+    from unsloth_accel.rank_first import run_once
+
+    apply_fixes(model)
+    run_once(lambda: (out / "file").write_text("") and None, name="file")
+    caught("file", model.save_pretrained_merged, out / "file" / "model", tokenizer)
+    if full_disk.is_dir():
+        caught("full", model.save_pretrained_merged, full_disk / "model", tokenizer)
+        seen["full-left"] = os.listdir(full_disk)
+    if RANK == 0:
+        model.save_pretrained_merged(out / "alone", tokenizer)
+    (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
+    run_once(lambda: threading.Thread(target=die_while_writing, daemon=True).start(), name="arming")
+    model.save_pretrained_merged(out / "killed", tokenizer)
+
+
+def die_while_writing():
+    while not list((out / "killed.incomplete").glob("killed/*.safetensors")):
+        time.sleep(0.0005)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+load = {"gpu_path": load_gpu_path, "cpu_backend": load_cpu_backend}[path]
+model, tokenizer = load(base)
+if path == "gpu_path":
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    save_once(model, tokenizer, "whole")
+    model, tokenizer = load(sharded_base)
+    save_once(model, tokenizer, "sharded")
+    fail(model, tokenizer)
+save_once(model, tokenizer, "sharded", max_shard_size="200KB")
+save_once(model, tokenizer, "whole")
+(out / f"{path}-{RANK}.json").write_text(json.dumps(seen))

@@ -1,0 +1,167 @@
+"""Data preparation by several ranks: python tokenize_once.py gpu_path|trl|second MODEL OUT READ_ONLY.
+
+`trl` runs TRL's own trainer, as Unsloth's CPU backend does. `gpu_path` runs the trainer that Unsloth generates where there is
+a GPU, without one.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+RANK = int(os.environ["RANK"])
+path, model_folder, out, read_only = sys.argv[1], *map(Path, sys.argv[2:])
+seen: dict[str, object] = {}
+
+
+def load_gpu_path():
+    """Generates and binds Unsloth's trainer without a GPU."""
+    os.environ["UNSLOTH_ALLOW_CPU"] = "1"
+    import unsloth  # noqa: F401
+
+    os.environ["UNSLOTH_ALLOW_CPU"] = "0"
+    import torch
+
+    torch.cuda.get_device_name = lambda *args: "none"
+    from unsloth.models.rl import PatchFastRL
+
+    PatchFastRL(None, None)
+    import unsloth.trainer
+
+    unsloth.trainer._patch_trl_trainer()
+
+
+if path == "gpu_path":
+    load_gpu_path()
+
+import counting_tokenizer
+import datasets
+import trl
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM
+
+from unsloth_accel.fixes.tokenize_once import prepare_once
+
+
+class Trainer(trl.SFTTrainer):
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        prepare = super()._prepare_dataset
+        return prepare_once(lambda rows: prepare(rows, *args, **kwargs), dataset)
+
+
+class Unfixed(trl.SFTTrainer):
+    pass
+
+
+def texts(count, first=0):
+    return [{"text": f"Row {first + index} of the data, {'long ' * (index % 7)}"} for index in range(count)]
+
+
+def train_rows(trainer):
+    return hashlib.sha256(json.dumps(trainer.train_dataset["input_ids"][:]).encode()).hexdigest()
+
+
+def prepared(key, train, evaluation=None, kind=Trainer, **arguments):
+    """Makes a trainer; notes how many rows this rank tokenised for it, and what rows it would train on."""
+    counting_tokenizer.rows = 0
+    tokenizer = counting_tokenizer.CountingTokenizer.from_pretrained(model_folder)
+    formatting_func = arguments.pop("formatting_func", None)
+    arguments = {"max_length": 64, "use_cpu": True, "bf16": False, "report_to": "none", "optim": "adamw_torch"} | arguments
+    config = trl.SFTConfig(output_dir=str(out / "trainer"), **arguments)
+    trainer = kind(
+        model=AutoModelForCausalLM.from_pretrained(model_folder),
+        args=config,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        formatting_func=formatting_func,
+    )
+    seen[key] = {"tokenised": counting_tokenizer.rows, "collator": type(trainer.data_collator).__name__}
+    if isinstance(train, datasets.Dataset):
+        seen[key] |= {"rows": train_rows(trainer), "count": len(trainer.train_dataset)}
+    return trainer
+
+
+def caught(key, function, *arguments, **options):
+    began = time.monotonic()
+    try:
+        function(*arguments, **options)
+    except Exception as error:
+        seen[key] = [type(error).__name__, str(error), time.monotonic() - began]
+
+
+def on_files(name, rows):
+    """A data set as a user has it: the same JSON lines for each rank."""
+    file = out / f"{name}.jsonl"
+    if RANK == 0:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    PartialState(cpu=True).wait_for_everyone()
+    return datasets.load_dataset("json", data_files=str(file), split="train")
+
+
+def run_trl():
+    memory, evaluation = datasets.Dataset.from_list(texts(300)), datasets.Dataset.from_list(texts(40, first=1000))
+    prepared("memory", memory, {"one": evaluation})
+    prepared("memory again", memory, {"one": evaluation})
+    files = on_files("files", texts(250))
+    prepared("files", files, packing=True)
+    prepared("files unfixed", on_files("others", texts(200)), kind=Unfixed)
+    prepared("formatted", memory, formatting_func=lambda row: row["text"].upper())
+    prepared("different", datasets.Dataset.from_list(texts(100 + RANK)))
+    prepared("streaming", datasets.Dataset.from_list(texts(20)).to_iterable_dataset(), max_steps=1)
+    unprepared = datasets.Dataset.from_list(texts(500, first=5000))
+    counting_tokenizer.fail_at = 100
+    caught("error", prepared, "failed", unprepared)
+    counting_tokenizer.fail_at = None
+    if read_only.is_dir():
+        writable, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, read_only
+        caught("read-only", prepared, "failed", unprepared)
+        datasets.config.HF_DATASETS_CACHE = writable
+    (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
+    PartialState().wait_for_everyone()
+    counting_tokenizer.die_at = 100
+    prepared("killed", unprepared)
+
+
+def run_gpu_path():
+    from unsloth.chat_templates import train_on_responses_only
+
+    chats = [{"text": f"<|user|>\nAsk {row['text']}</s>\n<|assistant|>\nAnswer</s>\n"} for row in texts(300)]
+    files = on_files("chats", chats)
+    trainer = prepared("files", files)
+    masked = counting_masks(lambda: train_on_responses_only(trainer, "<|user|>\n", "<|assistant|>\n"))
+    labels = hashlib.sha256(json.dumps(trainer.train_dataset["labels"][:]).encode()).hexdigest()
+    seen["responses"] = {"labels": labels, "masked": masked}
+    prepared("memory", datasets.Dataset.from_list(chats), packing=True)
+    (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
+
+
+def counting_masks(mask):
+    """How many rows pass through `Dataset.map` and `filter` in this process while `mask` runs."""
+    # `datasets` itself reports each batch it has done to its progress bar.
+    from datasets.utils import tqdm
+
+    done = 0
+    update = tqdm.update
+
+    def count(self, number=1):
+        nonlocal done
+        done += number
+        return update(self, number)
+
+    tqdm.update = count
+    mask()
+    tqdm.update = update
+    return done
+
+
+def run_second():
+    """What `run_trl` began with, in a second job."""
+    prepared("memory", datasets.Dataset.from_list(texts(300)))
+    (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
+
+
+{"trl": run_trl, "second": run_second, "gpu_path": run_gpu_path}[path]()

@@ -1,0 +1,180 @@
+"""Trains a tiny model a few steps per case with real Unsloth, and writes one JSON line per case from rank 0.
+
+Usage: trajectory.py MODEL OUT CASE [CASE ...], on one rank with python or on several with `accelerate launch`.
+
+A CASE is `key=value,...`; the keys and their defaults are the fields of `Case`. On a GPU Unsloth's own kernels and
+generated trainer run, on the CPU its CPU backend.
+"""
+
+import gc
+import json
+import os
+import random
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from unsloth import FastLanguageModel
+
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
+DTYPES = {"qlora": torch.bfloat16, "fp16": torch.float16}
+GLOBAL_BATCH, STEPS = 8, 5
+WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
+ON_GPU = torch.cuda.is_available()
+
+
+@dataclass
+class Case:
+    kind: str = "lora"  # or embed_head, modules_to_save, dora, two_adapters, qlora, full, fp16
+    checkpointing: str = "false"
+    accumulation: str = "1"
+    sync: str = "auto"
+    trainer: str = "accelerated"  # or plain: trl.SFTTrainer as Unsloth patches it
+    count: str = "no"  # yes: count the collectives of each step
+
+
+class CollectiveCount(TrainerCallback):
+    """What each optimizer step sends, from the fetch of its batches to its end, as torch's profiler records it."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.profile.__exit__(None, None, None)
+        events = self.profile.key_averages()
+        self.steps.append({e.key: e.count for e in events if e.key.startswith("c10d::")})
+        self._start()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.profile.__exit__(None, None, None)
+
+    def _start(self):
+        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        self.profile.__enter__()
+
+
+def rows():
+    draw = random.Random(0)
+    words = ["rank", "rows", "gradient", "tokens", "step", "weights"]
+    return Dataset.from_list(
+        [{"text": " ".join(draw.choice(words) for _ in range(draw.randint(4, 90)))} for _ in range(64)]
+    )
+
+
+def add_adapter(model, kind, checkpointing):
+    options = {"r": 8, "lora_alpha": 8, "lora_dropout": 0, "random_state": 3407, "target_modules": list(LINEAR)}
+    if kind == "embed_head":
+        options["target_modules"] += ["embed_tokens", "lm_head"]
+    if kind == "modules_to_save":
+        options["modules_to_save"] = ["embed_tokens", "lm_head"]
+    if kind == "dora":
+        options["use_dora"] = True
+    if ON_GPU:  # ranks of one node must not share the file that embeddings are offloaded to
+        options["temporary_location"] = f"_buffers_{RANK}"
+    model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=checkpointing, **options)
+    if kind == "two_adapters":
+        model.add_adapter("second", LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+        model.base_model.set_adapter(["default", "second"])
+    return model
+
+
+def build(path, case):
+    checkpointing = CHECKPOINTING[case.checkpointing]
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        path,
+        max_seq_length=256,
+        dtype=DTYPES.get(case.kind, torch.float32),
+        load_in_4bit=case.kind == "qlora",
+        full_finetuning=case.kind == "full",
+        use_gradient_checkpointing=checkpointing,
+    )
+    return (model if case.kind == "full" else add_adapter(model, case.kind, checkpointing)), tokenizer
+
+
+def training_arguments(case, folder):
+    accumulation = int(case.accumulation)
+    return SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=GLOBAL_BATCH // WORLD_SIZE // accumulation,
+        gradient_accumulation_steps=accumulation,
+        max_steps=STEPS,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        logging_steps=1,
+        report_to="none",
+        max_length=256,
+        seed=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=not ON_GPU,
+        gradient_checkpointing=case.checkpointing != "false",
+        fp16=case.kind == "fp16",
+        bf16=case.kind == "qlora",
+    )
+
+
+def make_trainer(case, model, tokenizer, folder, callbacks):
+    common = {"model": model, "processing_class": tokenizer, "args": training_arguments(case, folder)}
+    common |= {"train_dataset": rows(), "callbacks": callbacks}
+    if case.trainer == "plain":
+        return SFTTrainer(**common)
+    return UnslothAcceleratedSFTTrainer(**common, plugin=UnslothAcceleratorPlugin(gradient_sync=case.sync))
+
+
+def largest_difference_between_ranks(weights):
+    if WORLD_SIZE == 1:
+        return 0.0
+    every = [torch.empty_like(weights) for _ in range(WORLD_SIZE)]
+    dist.all_gather(every, weights)
+    return max((weights - other).abs().max().item() for other in every)
+
+
+def train(path, case, out):
+    model, tokenizer = build(path, case)
+    counter = CollectiveCount()
+    callbacks = [counter] if case.count == "yes" else []
+    trainer = make_trainer(case, model, tokenizer, out.with_suffix(".run"), callbacks)
+    trainer.train()
+    weights = torch.cat([p.detach().float().reshape(-1) for p in model.parameters() if p.requires_grad])
+    return {
+        "logs": [
+            {k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry
+        ],
+        "weights": weights.tolist() if not ON_GPU else [],
+        "between_ranks": largest_difference_between_ranks(weights),
+        "collectives": counter.steps,
+        "rank_rows": getattr(trainer, "rank_rows", []),
+    }
+
+
+def main() -> None:
+    path, out, *cases = sys.argv[1:]
+    for text in cases:
+        case = Case(**dict(pair.split("=") for pair in text.split(",") if pair))
+        result = {"case": text, "world_size": WORLD_SIZE, **asdict(case)}
+        try:
+            result |= train(path, case, Path(out))
+        except Exception as error:  # each case reports for itself; the test judges
+            result |= {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc()}
+        if RANK == "0":
+            with Path(out).open("a") as file:
+                file.write(json.dumps(result) + "\n")
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()

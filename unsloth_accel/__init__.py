@@ -1,0 +1,66 @@
+"""Unsloth on many GPUs with plain `accelerate launch`.
+
+Importing this package imports none of unsloth, trl, transformers, accelerate or torch: each public name is loaded from
+its module when it is first used, so a script still chooses when Unsloth patches those libraries.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .accelerator import UnslothAccelerator
+    from .configs import config_path
+    from .errors import ConfigurationError, PeerError, UnslothAccelError, VersionError
+    from .launching import launch_ddp_training
+    from .multi_gpu import MultiGPUConfig, disable_multi_gpu, enable_multi_gpu, get_multi_gpu_status
+    from .plugin import UnslothAcceleratorPlugin
+    from .trainers import UnslothAcceleratedSFTTrainer, UnslothAcceleratedTrainerMixin, accelerated
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigurationError",
+    "MultiGPUConfig",
+    "PeerError",
+    "UnslothAccelError",
+    "UnslothAcceleratedSFTTrainer",
+    "UnslothAcceleratedTrainerMixin",
+    "UnslothAccelerator",
+    "UnslothAcceleratorPlugin",
+    "VersionError",
+    "accelerated",
+    "config_path",
+    "disable_multi_gpu",
+    "enable_multi_gpu",
+    "get_multi_gpu_status",
+    "launch_ddp_training",
+]
+
+_MODULES = {
+    "ConfigurationError": "errors",
+    "MultiGPUConfig": "multi_gpu",
+    "PeerError": "errors",
+    "UnslothAccelError": "errors",
+    "UnslothAcceleratedSFTTrainer": "trainers",
+    "UnslothAcceleratedTrainerMixin": "trainers",
+    "UnslothAccelerator": "accelerator",
+    "UnslothAcceleratorPlugin": "plugin",
+    "VersionError": "errors",
+    "accelerated": "trainers",
+    "config_path": "configs",
+    "disable_multi_gpu": "multi_gpu",
+    "enable_multi_gpu": "multi_gpu",
+    "get_multi_gpu_status": "multi_gpu",
+    "launch_ddp_training": "launching",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,25 @@
+"""Says once, from the main process, what was decided and why."""
+
+import logging
+import os
+import sys
+
+
+_logger = logging.getLogger("unsloth_accel")
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0 of the launch, known from the launcher before any process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def announce(message: str, *arguments: object) -> None:
+    """Logs a decision on rank 0 under the logger `unsloth_accel`, visible unless the user configured logging."""
+    if not is_main_process():
+        return
+    if not _logger.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        _logger.addHandler(handler)
+        _logger.setLevel(logging.INFO)
+    _logger.info(message, *arguments)

@@ -1,0 +1,76 @@
+"""The contract of a compatibility fix."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+Undo = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a fix is needed, and why.
+
+    Args:
+        needed (`bool`): Whether what is installed, and the model if one was given, have the defect.
+        reason (`str`): One clause for the user.
+    """
+
+    needed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One defect of an upstream package on several ranks, and what takes it away.
+
+    Args:
+        name (`str`): Short name, that of its module where it has one of its own.
+        symptom (`str`): What a user sees without the fix, in their words.
+        remedy (`str`): What the fix changes.
+        upstream (`str`): Where the defect is, or is discussed.
+        until (`str`, *optional*): The upstream version that ends the defect, "package version"; None while there is none.
+        probe (`Callable[[Any], Verdict]`): Decides by version or signature whether the fix is needed for a model, or
+            for the installation where the model is None.
+        apply (`Callable[[Any], Undo]`, *optional*): Applies the fix to the process, and to the model unless that is None;
+            returns what takes it back. None where nothing is patched because our trainers do it another way.
+    """
+
+    name: str
+    symptom: str
+    remedy: str
+    upstream: str
+    until: str | None
+    probe: Callable[[Any], Verdict]
+    apply: Callable[[Any], Undo] | None
+
+
+def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
+    """Sets an attribute of a module, class or instance.
+
+    Args:
+        owner (`Any`): Whose attribute.
+        name (`str`): Which.
+        value (`Any`): Its new value.
+
+    Returns:
+        `Undo`: Restores what `vars(owner)` held, and removes what it did not hold.
+    """
+    was_there = name in vars(owner)
+    original = vars(owner).get(name)
+
+    def undo() -> None:
+        if was_there:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+
+    setattr(owner, name, value)
+    return undo
+
+
+def undo_all(undos: list[Undo]) -> None:
+    """Takes back in reverse order, once."""
+    while undos:
+        undos.pop()()

@@ -1,0 +1,93 @@
+"""Every fix, applying those that are needed, and taking them back."""
+
+from collections import Counter
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from ..rank_first import several_ranks
+from . import save_once, tokenize_once
+from .fix import Fix, Undo, undo_all
+
+
+FIXES: tuple[Fix, ...] = (save_once.FIX, tokenize_once.FIX)
+
+_applied: Counter[str] = Counter()
+
+
+@dataclass(frozen=True)
+class FixStatus:
+    """What `unsloth-accel doctor` says of one fix.
+
+    Args:
+        name (`str`): The fix.
+        state (`str`): "needed", "not needed" or "applied".
+        reason (`str`): Why.
+        symptom (`str`): What a user sees without it.
+        upstream (`str`): Where the defect is, or is discussed.
+        until (`str`, *optional*): The upstream version that ends it.
+    """
+
+    name: str
+    state: str
+    reason: str
+    symptom: str
+    upstream: str
+    until: str | None
+
+
+class AppliedFixes:
+    """Takes back what one call of [`apply_fixes`] did: `undo()`, or leaving a `with` block.
+
+    Attributes:
+        names (`tuple[str, ...]`): The fixes that were applied.
+    """
+
+    def __init__(self, names: tuple[str, ...], undos: list[Undo]) -> None:
+        self.names = names
+        self._undos = undos
+
+    def undo(self) -> None:
+        """Restores every attribute. A second call does nothing."""
+        _applied.subtract(self.names)
+        self.names = ()
+        undo_all(self._undos)
+
+    def __enter__(self) -> "AppliedFixes":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+def apply_fixes(model: Any = None) -> AppliedFixes:
+    """Applies every fix that this installation and `model` need. With one rank none is.
+
+    Args:
+        model (`torch.nn.Module`, *optional*): The model to train, after `get_peft_model`. Without it only what concerns
+            the whole process is fixed.
+
+    Returns:
+        [`AppliedFixes`]: The handle that takes them back.
+    """
+    names: list[str] = []
+    undos: list[Undo] = []
+    if several_ranks():
+        for fix in FIXES:
+            if fix.probe(model).needed:
+                undos += [fix.apply(model)] if fix.apply is not None else []
+                names.append(fix.name)
+    _applied.update(names)
+    return AppliedFixes(tuple(names), undos)
+
+
+def status(model: Any = None) -> list[FixStatus]:
+    """Tells for each fix whether this installation, and `model`, need it and whether it is applied."""
+    rows = []
+    for fix in FIXES:
+        verdict = fix.probe(model)
+        state = "applied" if _applied[fix.name] > 0 else "needed" if verdict.needed else "not needed"
+        rows.append(FixStatus(fix.name, state, verdict.reason, fix.symptom, fix.upstream, fix.until))
+    return rows

@@ -1,0 +1,109 @@
+"""One writer for the methods by which Unsloth's models save themselves."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from ..rank_first import run_once
+from .fix import Fix, Undo, Verdict, replace_attribute, undo_all
+from .sharding import sharded_by
+from .staging import staged
+
+
+# What Unsloth binds to a model instance: unsloth/save.py `patch_saving_functions`, unsloth_zoo/cpu/loader.py `_attach`.
+# `save_pretrained` and the plain `push_to_hub` are transformers' own.
+WRITES_FOLDER = (
+    "save_pretrained_merged",
+    "save_pretrained_gguf",
+    "save_pretrained_torchao",
+    "save_pretrained_openvino",
+    "save_pretrained_ggml",
+)
+PUSHES = ("push_to_hub_merged", "push_to_hub_gguf", "push_to_hub_openvino", "push_to_hub_ggml")
+
+
+def probe(model: Any) -> Verdict:
+    """Every release so far saves from every rank; modes that split the weights need every rank for it."""
+    mode = sharded_by(model)
+    if mode is not None:
+        return Verdict(False, f"{mode} saves from all ranks together")
+    return Verdict(True, "every rank that calls a saving method of the model writes the same files")
+
+
+def apply(model: Any) -> Undo:
+    """Replaces the saving methods that are bound to `model`."""
+    undos: list[Undo] = []
+    for name in (*WRITES_FOLDER, *PUSHES):
+        original = vars(model).get(name) if model is not None else None
+        if original is not None and not getattr(original, "_unsloth_accel_saves_once", False):
+            undos.append(replace_attribute(model, name, _once(original, name in WRITES_FOLDER)))
+    return lambda: undo_all(undos)
+
+
+def _once(original: MethodType, writes_folder: bool) -> MethodType:
+    """The bound method `original`, run by rank 0 for all.
+
+    It is bound anew, not closed over: a copy of the model (Unsloth merges one on CPU) must save itself.
+    """
+    function: Callable[..., Any] = original.__func__
+
+    @functools.wraps(function)
+    def saves_once(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(function).bind(self, *args, **kwargs)
+        first = list(call.signature.parameters)[1]  # save_directory or repo_id
+        destination = os.fspath(call.arguments[first])
+
+        def save_to(place: str) -> Any:
+            call.arguments[first] = place
+            return function(*call.args, **call.kwargs)
+
+        # With `push_to_hub=True` the destination names a repository.
+        pushes = (call.arguments | call.arguments.get("kwargs", {})).get("push_to_hub", False)
+        write = _write_beside if writes_folder and not pushes and not _on_kaggle() else _write
+        return run_once(lambda: write(save_to, destination), name=f"saving to {destination}")
+
+    saves_once._unsloth_accel_saves_once = True  # type: ignore[attr-defined]
+    return MethodType(saves_once, original.__self__)
+
+
+def _on_kaggle() -> bool:
+    """Unsloth moves a folder that does not fit Kaggle's small disk to /tmp itself, by the name it was given."""
+    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+
+
+def _write(save_to: Callable[[str], Any], destination: str) -> Any:
+    return save_to(destination)
+
+
+def _write_beside(save_to: Callable[[str], Any], destination: str) -> Any:
+    with staged(destination) as beside:
+        result = save_to(beside)
+    return _rebased(result, os.path.dirname(beside), os.path.dirname(os.path.normpath(destination)))
+
+
+def _rebased(result: Any, beside: str, parent: str) -> Any:
+    """Paths in what a saving method returns (a string, or lists and dicts of them) name the final place."""
+    if isinstance(result, str) and result.startswith(beside + os.sep):
+        return os.path.join(parent, os.path.relpath(result, beside))
+    if isinstance(result, list | tuple):
+        return type(result)(_rebased(value, beside, parent) for value in result)
+    if isinstance(result, dict):
+        return {key: _rebased(value, beside, parent) for key, value in result.items()}
+    return result
+
+
+FIX = Fix(
+    name="save_once",
+    symptom=(
+        "`model.save_pretrained_merged(...)` on N GPUs exits with code 0, but the merged model is wrong: the ranks add the "
+        "LoRA update to the same files, W + 2 dW. GGUF, torchao and Hub exports are written N times."
+    ),
+    remedy="Rank 0 writes beside the folder and renames; the others wait, outside any collective, and share its error.",
+    upstream="https://github.com/unslothai/unsloth/blob/main/unsloth/save.py",
+    until=None,
+    probe=probe,
+    apply=apply,
+)

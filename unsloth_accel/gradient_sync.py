@@ -1,0 +1,231 @@
+"""When gradients are averaged over the ranks, and the one agreed reduction that does it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .errors import ConfigurationError, PeerError
+from .plugin import UnslothAcceleratorPlugin
+
+
+if TYPE_CHECKING:
+    from accelerate.utils import DistributedDataParallelKwargs
+
+# Up to this many bytes of gradient one reduction after backward costs less than what overlapping needs.
+# Measured: docs/gradient_sync.md has the runs and their command.
+DEFERRED_BYTES_LIMIT = 2 * 2**30
+
+# Numbers every rank adds to the reduction, one row a rank, before those of the trainer.
+FAILED, TOKENS, WAIT_SECONDS, PEAK_MEMORY_GIB = range(4)
+RANK_FIELDS = 4
+
+
+@dataclass(frozen=True)
+class GradientSyncChoice:
+    """How gradients are averaged, and why."""
+
+    mode: Literal["deferred", "overlapped"]
+    reason: str
+
+
+def trainable_bytes(model: nn.Module) -> int:
+    """Bytes of gradient that one rank contributes to a reduction."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def graph_changes(model: nn.Module) -> str | None:
+    """What makes the set of parameters that get a gradient differ between batches, adapters or ranks, if anything."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    if len(getattr(model, "peft_config", ())) > 1:
+        return "several adapters"
+    if any(getattr(config, key, None) is not None for key in ("vision_config", "audio_config")):
+        return "a tower that text-only batches skip"
+    if any("expert" in name for name, _ in model.named_modules()):
+        return "experts that a rank may not route to"
+    return None
+
+
+def choose_gradient_sync(
+    model: nn.Module, plugin: UnslothAcceleratorPlugin, handler: "DistributedDataParallelKwargs"
+) -> GradientSyncChoice:
+    """Chooses between one reduction after backward and DDP's reducer.
+
+    Args:
+        model (`nn.Module`):
+            The model before it is wrapped. Its parameters' `requires_grad` says what is trained.
+        plugin (`UnslothAcceleratorPlugin`):
+            The user's choices; an explicit one wins.
+        handler (`DistributedDataParallelKwargs`):
+            The handler Accelerate will build DDP from, with the user's values in it.
+
+    Returns:
+        `GradientSyncChoice`: The mode and the reason to log.
+
+    Raises:
+        ConfigurationError: If `gradient_sync="deferred"` meets a communication hook in a passed handler.
+    """
+    from accelerate.utils import DDPCommunicationHookType
+
+    hooked = handler.comm_hook != DDPCommunicationHookType.NO
+    if plugin.gradient_sync == "deferred" and hooked:
+        raise ConfigurationError(
+            f"`gradient_sync='deferred'` does not run the communication hook {handler.comm_hook!s} of the passed "
+            "DistributedDataParallelKwargs. Remove the hook, or set `gradient_sync='overlapped'`."
+        )
+    if plugin.gradient_sync in ("deferred", "overlapped"):
+        return GradientSyncChoice(plugin.gradient_sync, f"`gradient_sync={plugin.gradient_sync!r}` was asked for")
+    if hooked or handler.static_graph:
+        return GradientSyncChoice("overlapped", "a communication hook or static graph was asked for")
+    changes = graph_changes(model)
+    if changes is not None:
+        return GradientSyncChoice("deferred", f"the model has {changes}")
+    size = trainable_bytes(model)
+    if size <= DEFERRED_BYTES_LIMIT:
+        return GradientSyncChoice("deferred", f"{size / 2**20:.0f} MiB of gradients, one reduction is cheapest")
+    return GradientSyncChoice("overlapped", f"{size / 2**20:.0f} MiB of gradients, reducing them during backward pays")
+
+
+class StepReduction:
+    """One reduction per optimizer step: gradients, if deferred, and one row of numbers from every rank.
+
+    Torch's DDP reduces inside backward. Under Unsloth's reentrant checkpointing its hooks can fire twice, and a rank
+    that fails in backward leaves the others waiting. Deferred, DDP's reducer is never armed and this class averages all gradients in one flat all-reduce after the last micro-batch.
+
+    Args:
+        model (`DistributedDataParallel`):
+            The wrapped model.
+        deferred (`bool`):
+            Whether gradients ride in this reduction. If not, DDP's reducer is in charge of them and only the rows
+            are exchanged.
+        row_size (`int`, *optional*, defaults to `RANK_FIELDS`):
+            How many numbers each rank's row has. The same on all ranks.
+    """
+
+    def __init__(self, model: DistributedDataParallel, *, deferred: bool, row_size: int = RANK_FIELDS) -> None:
+        self.deferred = deferred
+        self.row_size = row_size
+        self._group = model.process_group
+        self._rank = dist.get_rank(self._group)
+        self._world_size = dist.get_world_size(self._group)
+        self._device = next(p.device for p in model.parameters() if p.requires_grad)
+        self._parameters = [p for p in model.parameters() if p.requires_grad] if deferred else []
+        self._sizes = [p.numel() for p in self._parameters]
+        self._exchange: _Exchange | None = None
+        self._wait_seconds = 0.0
+        self._model = model
+        if deferred:
+            # What DDP's `no_sync()` sets for the time of its block; the second also stops the first forward from
+            # broadcasting buffers, which DDP has just done when it was built.
+            model.require_backward_grad_sync = False
+            model.require_forward_param_sync = False
+
+    def close(self) -> None:
+        """Hands the gradients back to DDP's reducer."""
+        self._model.require_backward_grad_sync = True
+        self._model.require_forward_param_sync = True
+
+    def run(self, tokens: Tensor | float = 0, row: Sequence[float] = ()) -> None:
+        """Averages the gradients over the ranks and sends this rank's row.
+
+        On a GPU this only enqueues: clipping and the optimizer's step can follow without waiting. What the other
+        ranks said is known after [`rows`], which must be called before anything is saved or logged.
+
+        Args:
+            tokens (`torch.Tensor` or `float`, *optional*, defaults to 0):
+                Tokens this rank computed in this step, a scalar.
+            row (`Sequence[float]`, *optional*):
+                The trainer's own numbers, at most `row_size - RANK_FIELDS` of them; missing ones are 0.
+        """
+        self._reduce([p.grad for p in self._parameters], self._make_row(tokens, row, failed=False))
+
+    def announce_failure(self) -> None:
+        """Joins the step's reduction as a failed rank, so that the others stop at once instead of waiting."""
+        if self.deferred:
+            self._reduce([None] * len(self._parameters), self._make_row(0, (), failed=True))
+
+    def rows(self) -> list[list[float]]:
+        """Waits for the last [`run`] and returns what every rank said.
+
+        Returns:
+            `list[list[float]]`: The rows of all ranks, `[world_size][row_size]`.
+
+        Raises:
+            PeerError: If another rank announced that it failed.
+        """
+        assert self._exchange is not None, "rows() before run()"
+        numbers, self._wait_seconds = self._exchange.wait()
+        numbers = numbers[len(self._sizes) :]
+        rows = [numbers[start : start + self.row_size] for start in range(0, len(numbers), self.row_size)]
+        failed = [rank for rank, said in enumerate(rows) if said[FAILED]]
+        if failed:
+            raise PeerError(f"Rank {failed[0]} failed in this optimizer step; see its own traceback.")
+        return rows
+
+    def _make_row(self, tokens: Tensor | float, row: Sequence[float], *, failed: bool) -> Tensor:
+        peak = torch.cuda.max_memory_allocated(self._device) / 2**30 if self._device.type == "cuda" else 0.0
+        numbers = [float(failed), 0.0, self._wait_seconds, peak, *row]
+        numbers += [0.0] * (self.row_size - len(numbers))
+        rows = torch.zeros(self._world_size, self.row_size)
+        rows[self._rank] = torch.tensor(numbers)
+        rows = rows.to(self._device, non_blocking=True)
+        rows[self._rank, TOKENS] = tokens
+        return rows.reshape(-1)
+
+    def _reduce(self, gradients: Sequence[Tensor | None], rows: Tensor) -> None:
+        """`gradients`: one a parameter, `None` where this rank has none. `rows`: `[world_size * row_size]`."""
+        has_gradient = torch.tensor([g is not None for g in gradients], dtype=torch.float32)
+        pieces = [
+            p.new_zeros(p.numel()) if g is None else g.reshape(-1)
+            for p, g in zip(self._parameters, gradients, strict=True)
+        ]
+        dtype = reduce(torch.promote_types, {piece.dtype for piece in pieces}, torch.float32)
+        tail = (has_gradient.to(self._device, non_blocking=True), rows)
+        flat = torch.cat([piece.to(dtype) for piece in (*pieces, *tail)])
+        numel = sum(self._sizes)
+        flat[:numel].div_(self._world_size)
+        self._exchange = _Exchange(flat, numel, self._group)
+        if self._parameters:
+            self._hand_out(flat[:numel], gradients)
+
+    def _hand_out(self, flat: Tensor, gradients: Sequence[Tensor | None]) -> None:
+        """Makes each gradient a view of the flat tensor; one that no rank has stays `None`, as on one GPU."""
+        somewhere = [True] * len(gradients)
+        if any(gradient is None for gradient in gradients):
+            somewhere = [bool(ranks) for ranks in self._exchange.wait()[0][: len(gradients)]]
+        for parameter, piece, keep in zip(self._parameters, flat.split(self._sizes), somewhere, strict=True):
+            parameter.grad = piece.view_as(parameter).to(parameter.dtype) if keep else None
+
+
+class _Exchange:
+    """One all-reduce in flight, and the numbers at its end on their way to the host."""
+
+    def __init__(self, flat: Tensor, numel: int, group: dist.ProcessGroup) -> None:
+        self._on_gpu = flat.is_cuda
+        self._host = torch.empty(flat.numel() - numel, dtype=flat.dtype, pin_memory=self._on_gpu)
+        if self._on_gpu:
+            self._before, self._after, self._copied = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+            self._before.record()
+        start = time.perf_counter()
+        dist.all_reduce(flat, group=group)
+        self._seconds = time.perf_counter() - start
+        if self._on_gpu:
+            self._after.record()
+        self._host.copy_(flat[numel:], non_blocking=True)
+        if self._on_gpu:
+            self._copied.record()
+
+    def wait(self) -> tuple[list[float], float]:
+        """The numbers, and the seconds this rank waited for the slowest one, exchange included."""
+        if self._on_gpu:
+            self._copied.synchronize()
+            self._seconds = self._before.elapsed_time(self._after) / 1000
+        return self._host.tolist(), self._seconds

@@ -1,0 +1,84 @@
+"""The door to Unsloth, and the versions that really run.
+
+Unsloth rebinds classes of trl, transformers and peft when it is imported. This is the one place of the package that
+imports it, so that the moment is chosen and the order is checked.
+"""
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+
+from packaging.version import Version
+
+from .errors import ConfigurationError, VersionError
+
+
+# What the tests run on. `tests/test_imports.py` compares them with setup.cfg.
+FLOORS = {
+    "unsloth": "2026.10.9",
+    "unsloth_zoo": "2026.10.9",
+    "torch": "2.11",
+    "transformers": "5.17",
+    "trl": "1.15",
+    "accelerate": "1.15",
+    "peft": "0.21",
+}
+
+
+def check_versions() -> None:
+    """Raises if a package that must be there is missing or below its floor.
+
+    Raises:
+        VersionError: Naming each such package and the one command that mends all of them.
+    """
+    faults = []
+    for package, floor in FLOORS.items():
+        try:
+            installed = version(package)
+        except PackageNotFoundError:
+            faults.append((f"{package} is not installed", package, floor))
+            continue
+        if Version(installed).release < Version(floor).release:
+            faults.append((f"{package} is {installed}", package, floor))
+    if faults:
+        raise VersionError(
+            f"unsloth_accel cannot run here: {'; '.join(f'{what}, needs >= {floor}' for what, _, floor in faults)}. "
+            f"Run: pip install --upgrade {' '.join(repr(f'{package}>={floor}') for _, package, floor in faults)}"
+        )
+
+
+def check_ranks_fit_gpus() -> None:
+    """Raises if the launcher started more ranks on this node than it has GPUs.
+
+    Raises:
+        ConfigurationError: Naming both counts. Without it each surplus rank dies with "invalid device ordinal".
+    """
+    import torch
+
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = torch.cuda.device_count()
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    if gpus and not on_cpu and local_world_size > gpus:
+        raise ConfigurationError(
+            f"`--num_processes` started {local_world_size} ranks on this machine, but it has {gpus} visible GPUs. "
+            f"Launch at most {gpus} per machine, or make more GPUs visible with CUDA_VISIBLE_DEVICES."
+        )
+
+
+def load_unsloth() -> ModuleType:
+    """Imports `unsloth`, which patches trl, transformers and peft, after checking versions and ranks.
+
+    Returns:
+        `ModuleType`: The module `unsloth`.
+
+    Raises:
+        VersionError: If an installed package is missing or below its floor.
+        ConfigurationError: If more ranks than GPUs were started on this node.
+    """
+    if "unsloth" not in sys.modules:
+        check_versions()
+        check_ranks_fit_gpus()
+    import unsloth
+
+    return unsloth

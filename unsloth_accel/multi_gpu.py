@@ -1,0 +1,274 @@
+"""Zero code change: after `enable_multi_gpu()` a script's own `trl.SFTTrainer(...)` makes the accelerated trainer.
+
+How the trainer is reached, and why that way, is in `trainer_redirect.py`.
+"""
+
+import copy
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .announce import announce
+from .configs import config_path
+from .errors import ConfigurationError
+from .fixes import status as fix_status
+from .fixes.fix import Undo, undo_all
+from .multi_gpu_config import DDPBackend, MultiGPUConfig
+from .multi_gpu_status import Decision, MultiGPUStatus
+from .trainer_redirect import redirect, set_checkpointing, sft_trainer_classes
+
+
+if TYPE_CHECKING:
+    from .trainers import UnslothAcceleratedSFTTrainer
+
+__all__ = ["MultiGPUConfig", "disable_multi_gpu", "enable_multi_gpu", "get_multi_gpu_status"]
+
+_active: "MultiGPUHandle | None" = None
+
+
+def enable_multi_gpu(
+    num_gpus: int | None = None,
+    batch_size_per_gpu: int | None = None,
+    ddp_backend: DDPBackend | None = None,
+    enable_memory_optimization: bool | None = None,
+    enable_gradient_checkpointing: bool | None = None,
+    find_unused_parameters: bool | None = None,
+    debug: bool | None = None,
+) -> "MultiGPUHandle":
+    """Makes `trl.SFTTrainer` the accelerated one, however and whenever a script imports it. Imports Unsloth.
+
+    A second call replaces the settings of the first. Under plain `python` it says how to use the GPUs that stay idle.
+
+    Args:
+        num_gpus (`int`, *optional*): See [`MultiGPUConfig`], as for the others.
+        batch_size_per_gpu (`int`, *optional*): Replaces `per_device_train_batch_size`.
+        ddp_backend (`str`, *optional*): `"nccl"` or `"gloo"`; checked against the process group.
+        enable_memory_optimization (`bool`, *optional*): Only `False`.
+        enable_gradient_checkpointing (`bool`, *optional*): Replaces `gradient_checkpointing`.
+        find_unused_parameters (`bool`, *optional*): For DDP's own reducer.
+        debug (`bool`, *optional*): Logs more, and checks every collective.
+
+    Returns:
+        [`MultiGPUHandle`]: Use it in a `with` block, or call `disable()`, or leave it in effect.
+
+    Raises:
+        ConfigurationError: For a setting that is not allowed, or another world size than `num_gpus`.
+
+    Example:
+
+    ```python
+    >>> from unsloth_accel import enable_multi_gpu, get_multi_gpu_status
+
+    >>> with enable_multi_gpu(batch_size_per_gpu=4):  # doctest: +SKIP
+    ...     trl.SFTTrainer(model=model, args=args, train_dataset=rows).train()
+    ...     print(get_multi_gpu_status())
+    ```
+    """
+    global _active
+    config = MultiGPUConfig(
+        num_gpus=num_gpus,
+        batch_size_per_gpu=batch_size_per_gpu,
+        ddp_backend=ddp_backend,
+        enable_memory_optimization=enable_memory_optimization,
+        enable_gradient_checkpointing=enable_gradient_checkpointing,
+        find_unused_parameters=find_unused_parameters,
+        debug=debug,
+    )
+    _check_world_size(config)
+    if _active is not None:
+        announce("enable_multi_gpu was called again: the new settings replace those of the first call")
+        _active.disable()
+    _active = MultiGPUHandle(config)
+    if "LOCAL_RANK" not in os.environ:
+        _say_what_stays_idle(config)
+    return _active
+
+
+def disable_multi_gpu() -> None:
+    """Restores everything that `enable_multi_gpu` replaced; does nothing when it is not in effect."""
+    if _active is not None:
+        _active.disable()
+
+
+def get_multi_gpu_status() -> MultiGPUStatus:
+    """Tells how this process takes part in multi-GPU training, what was decided and why.
+
+    Returns:
+        [`MultiGPUStatus`]: Print it, or store its `to_json()`.
+    """
+    import torch.distributed as dist
+
+    initialized = dist.is_available() and dist.is_initialized()
+    return MultiGPUStatus(
+        enabled=_active is not None,
+        world_size=_world_size(),
+        rank=int(os.environ.get("RANK", "0")),
+        backend=dist.get_backend() if initialized else None,
+        devices=_devices(),
+        decisions=tuple(_active.decisions()) if _active is not None else (),
+        fixes=tuple(fix.name for fix in fix_status() if fix.state == "applied"),
+        peak_memory_gib=_active.peak_memory_gib() if _active is not None else (),
+    )
+
+
+class MultiGPUHandle:
+    """What `enable_multi_gpu` put in place, and the way to take it back.
+
+    Args:
+        config ([`MultiGPUConfig`]): The settings.
+    """
+
+    def __init__(self, config: MultiGPUConfig) -> None:
+        self.config = config
+        self._trainer: UnslothAcceleratedSFTTrainer | None = None
+        self._changed: dict[str, Decision] = {}
+        self._undos: list[Undo] = [redirect(owner, self._initialize) for owner in sft_trainer_classes()]
+        if config.debug:
+            self._undos += _debug()
+
+    def disable(self) -> None:
+        """Restores everything. A trainer that was made before stays what it is. A second call does nothing."""
+        global _active
+        undo_all(self._undos)
+        if _active is self:
+            _active = None
+
+    def __enter__(self) -> "MultiGPUHandle":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.disable()
+
+    def decisions(self) -> list[Decision]:
+        """What was changed in the last trainer that was made, and how it averages gradients."""
+        sync = None if self._trainer is None else self._trainer._gradient_sync
+        chosen = [] if sync is None else [Decision("gradient_sync", sync.mode, sync.reason)]
+        return [*self._changed.values(), *chosen]
+
+    def peak_memory_gib(self) -> tuple[float, ...]:
+        """Each rank's peak as of the last optimizer step, else this rank's alone."""
+        import torch
+
+        from .gradient_sync import PEAK_MEMORY_GIB
+
+        if not torch.cuda.is_initialized():
+            return ()
+        rows = [] if self._trainer is None else self._trainer.rank_rows
+        if rows:
+            return tuple(row[PEAK_MEMORY_GIB] for row in rows[-1])
+        return (torch.cuda.max_memory_allocated() / 2**30,)
+
+    def _initialize(self, trainer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Initialises `trainer`, already of an accelerated class, with the settings put into its arguments."""
+        from .trainers import UnslothAcceleratedSFTTrainer
+
+        given = [*args]
+        model = given[0] if given else kwargs.get("model")
+        positional = len(given) > 1
+        arguments = self._put_into(given[1] if positional else kwargs.get("args"), model)
+        if positional:
+            given[1] = arguments
+        else:
+            kwargs["args"] = arguments
+        kwargs.setdefault("plugin", self.config.to_plugin())
+        UnslothAcceleratedSFTTrainer.__init__(trainer, *given, **kwargs)
+        self._trainer = trainer
+        self._check_backend()
+
+    def _put_into(self, arguments: Any, model: Any) -> Any:
+        """A copy of the script's TrainingArguments with the settings in it."""
+        wanted = {
+            "per_device_train_batch_size": self.config.batch_size_per_gpu,
+            "gradient_checkpointing": self.config.enable_gradient_checkpointing,
+        }
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        if not wanted:
+            return arguments
+        if arguments is None:
+            raise ConfigurationError(
+                f"`enable_multi_gpu` has to set {', '.join(wanted)}, but SFTTrainer was given no `args`. "
+                "Pass an SFTConfig."
+            )
+        arguments = copy.copy(arguments)
+        for name, value in wanted.items():
+            self._note(name, value, getattr(arguments, name))
+            setattr(arguments, name, value)
+        if self.config.enable_gradient_checkpointing is not None and model is not None:
+            set_checkpointing(model, self.config.enable_gradient_checkpointing)
+        return arguments
+
+    def _note(self, name: str, value: object, before: object) -> None:
+        reason = f"set by enable_multi_gpu, the script said {before}"
+        self._changed[name] = Decision(name, str(value), reason)
+        announce("%s = %s: %s", name, value, reason)
+
+    def _check_backend(self) -> None:
+        import torch.distributed as dist
+
+        wanted = self.config.ddp_backend
+        if wanted is not None and dist.is_initialized() and dist.get_backend() != wanted:
+            raise ConfigurationError(
+                f"`ddp_backend={wanted!r}`, but the process group runs on {dist.get_backend()!r}. Launch with the "
+                f"config {self.config.launch_config!r}, or set `ddp_backend={wanted!r}` in the script's SFTConfig."
+            )
+
+
+def _debug() -> list[Undo]:
+    import torch.distributed as dist
+
+    logger = logging.getLogger("unsloth_accel")
+    level, checks = logger.level, dist.get_debug_level()
+    logger.setLevel(logging.DEBUG)
+    dist.set_debug_level(dist.DebugLevel.DETAIL)
+    return [lambda: logger.setLevel(level), lambda: dist.set_debug_level(checks)]
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _check_world_size(config: MultiGPUConfig) -> None:
+    if "WORLD_SIZE" in os.environ and config.num_gpus not in (None, _world_size()):
+        raise ConfigurationError(
+            f"`num_gpus={config.num_gpus}`, but the launcher started {_world_size()} ranks. Launch with "
+            f"`--num_processes {config.num_gpus}`, or leave `num_gpus` out."
+        )
+
+
+def _say_what_stays_idle(config: MultiGPUConfig) -> None:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    wanted = config.num_gpus or gpus
+    if gpus > 1:
+        command = _command(config, wanted)
+        announce("one process uses one GPU, %d of %d stay idle. To use %d: %s", gpus - 1, gpus, wanted, command)
+    elif gpus == 0:
+        announce("no GPU is visible: training runs on the CPU, in one process")
+
+
+def _command(config: MultiGPUConfig, num_processes: int) -> str:
+    """How to start again what runs now, on several GPUs."""
+    if not hasattr(sys.modules["__main__"], "__file__"):  # a notebook or a prompt: there is nothing to start again
+        return "put the training into a function and call `unsloth_accel.launch_ddp_training(function)`"
+    rest = list(sys.orig_argv[1:])
+    while rest and rest[0].startswith("-") and rest[0] != "-m":  # the interpreter's own options
+        rest = rest[2 if rest[0] in ("-X", "-W") else 1 :]
+    file = config_path(config.launch_config)
+    options = ["--config_file", str(file), "--num_processes", str(num_processes)]
+    return shlex.join(["accelerate", "launch", *options, *rest])
+
+
+def _devices() -> tuple[str, ...]:
+    import torch
+
+    names = range(torch.cuda.device_count())
+    if torch.cuda.is_initialized():  # asking for names would initialise CUDA
+        return tuple(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in names)
+    return tuple(f"cuda:{index}" for index in names) or ("cpu",)

@@ -1,0 +1,163 @@
+"""The settings of `enable_multi_gpu`, from arguments, a dict, a YAML file or the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .errors import ConfigurationError
+from .plugin import ENV_PREFIX, PLUGIN_FIELDS, UnslothAcceleratorPlugin
+
+
+DDPBackend = Literal["nccl", "gloo"]
+
+_BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+@dataclass(kw_only=True)
+class MultiGPUConfig:
+    """Configures multi-GPU training for a script that is not changed.
+
+    A field left at `None` is read from the environment variable `UNSLOTH_ACCEL_<FIELD>` (upper case); where that is
+    not set, what the script says stays.
+
+    Args:
+        num_gpus (`int`, *optional*):
+            How many ranks. `launch_ddp_training` starts that many; on a rank it must equal the launcher's world size.
+        batch_size_per_gpu (`int`, *optional*):
+            Replaces `per_device_train_batch_size` of the script's TrainingArguments.
+        ddp_backend (`str`, *optional*):
+            `"nccl"` (GPUs) or `"gloo"` (CPU). `launch_ddp_training` launches the config `ddp` or `cpu_gloo` with it; a
+            process group that already runs on another backend is an error when the trainer is built.
+        enable_memory_optimization (`bool`, *optional*):
+            `False` says what is so anyway: memory is left to Unsloth. `True` is refused, because this package has no
+            memory optimisation behind it yet.
+        enable_gradient_checkpointing (`bool`, *optional*):
+            Replaces `gradient_checkpointing` of the script's TrainingArguments, and what the model was set up with.
+        find_unused_parameters (`bool`, *optional*):
+            The field of the same name of [`UnslothAcceleratorPlugin`]; only DDP's own reducer searches.
+        debug (`bool`, *optional*):
+            Logs at level DEBUG, and lets torch.distributed check every collective on all ranks
+            (`TORCH_DISTRIBUTED_DEBUG=DETAIL`), which is slow.
+
+    Raises:
+        ConfigurationError: If a value, or an environment variable that supplies one, is not allowed.
+
+    Example:
+
+    ```python
+    >>> from unsloth_accel import MultiGPUConfig
+
+    >>> MultiGPUConfig.from_dict({"num_gpus": 2, "batch_size_per_gpu": 4}).num_gpus
+    2
+    ```
+    """
+
+    num_gpus: int | None = None
+    batch_size_per_gpu: int | None = None
+    ddp_backend: DDPBackend | None = None
+    enable_memory_optimization: bool | None = None
+    enable_gradient_checkpointing: bool | None = None
+    find_unused_parameters: bool | None = None
+    debug: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.num_gpus = self._positive("num_gpus")
+        self.batch_size_per_gpu = self._positive("batch_size_per_gpu")
+        self.ddp_backend = self._backend()
+        self.enable_memory_optimization = self._boolean("enable_memory_optimization")
+        self.enable_gradient_checkpointing = self._boolean("enable_gradient_checkpointing")
+        self.find_unused_parameters = self._boolean("find_unused_parameters")
+        self.debug = self._boolean("debug")
+        if self.enable_memory_optimization:
+            raise ConfigurationError(
+                "`enable_memory_optimization=True` has nothing behind it yet. To save memory, set "
+                "`enable_gradient_checkpointing=True` or a smaller `batch_size_per_gpu`, or load the model in 4 bit."
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MultiGPUConfig":
+        """Builds the config from a mapping; a key that is no field is an error that names the nearest field."""
+        _refuse_unknown(values, FIELDS, "")
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "MultiGPUConfig":
+        """Builds the config from a YAML file that holds a mapping of fields."""
+        import yaml
+
+        file = Path(path)
+        if not file.is_file():
+            raise ConfigurationError(f"`path={str(path)!r}` is no file.")
+        values = yaml.safe_load(file.read_text()) or {}
+        if not isinstance(values, dict):
+            raise ConfigurationError(
+                f"`path={str(path)!r}` must hold a mapping of fields, got a {type(values).__name__}."
+            )
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_env(cls) -> "MultiGPUConfig":
+        """Builds the config from `UNSLOTH_ACCEL_<FIELD>`; one that nothing reads is an error."""
+        mine = {name: value for name, value in os.environ.items() if name.startswith(ENV_PREFIX)}
+        known = {f"{ENV_PREFIX}{name.upper()}" for name in (*FIELDS, *PLUGIN_FIELDS)}
+        _refuse_unknown(mine, known, " in the environment")
+        return cls()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def to_plugin(self) -> UnslothAcceleratorPlugin:
+        """The plugin of the trainers; what is not set here, the plugin reads from the environment."""
+        return UnslothAcceleratorPlugin(find_unused_parameters=self.find_unused_parameters)
+
+    @property
+    def launch_config(self) -> str:
+        """The short name of the shipped config that `launch_ddp_training` uses."""
+        return "cpu_gloo" if self.ddp_backend == "gloo" else "ddp"
+
+    def _read(self, name: str) -> tuple[str, object]:
+        """Where a field's value comes from, for the error message, and the raw value."""
+        value = getattr(self, name)
+        variable = f"{ENV_PREFIX}{name.upper()}"
+        if value is None and variable in os.environ:
+            return variable, os.environ[variable]
+        return name, value
+
+    def _positive(self, name: str) -> int | None:
+        source, value = self._read(name)
+        if value is None:
+            return None
+        if source != name and str(value).isdecimal():
+            value = int(str(value))
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"`{source}` must be a positive integer, got {value!r}.")
+        return value
+
+    def _boolean(self, name: str) -> bool | None:
+        source, value = self._read(name)
+        if value is None or isinstance(value, bool):
+            return value
+        if source == name or str(value).lower() not in _BOOLEANS:
+            raise ConfigurationError(f"`{source}` must be true or false, got {value!r}.")
+        return _BOOLEANS[str(value).lower()]
+
+    def _backend(self) -> Any:
+        source, value = self._read("ddp_backend")
+        if value is not None and value not in get_args(DDPBackend):
+            raise ConfigurationError(f"`{source}` must be 'nccl' or 'gloo', got {value!r}.")
+        return value
+
+
+FIELDS = tuple(field.name for field in fields(MultiGPUConfig))
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: "tuple[str, ...] | set[str]", where: str) -> None:
+    for key in values:
+        if key not in known:
+            nearest = get_close_matches(str(key), sorted(known), n=1)
+            hint = f" Did you mean `{nearest[0]}`?" if nearest else f" Known: {', '.join(sorted(known))}."
+            raise ConfigurationError(f"`{key}`{where} is no setting of MultiGPUConfig.{hint}")

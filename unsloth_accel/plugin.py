@@ -1,0 +1,136 @@
+"""The one configuration object: every choice a user can make about how Unsloth's model runs on many ranks."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal, get_args
+
+from .errors import ConfigurationError
+
+
+if TYPE_CHECKING:
+    from accelerate.utils import DistributedDataParallelKwargs, KwargsHandler
+
+GradientSync = Literal["auto", "deferred", "overlapped"]
+CommHook = Literal["no", "bf16", "fp16"]
+
+ENV_PREFIX = "UNSLOTH_ACCEL_"
+
+
+@dataclass(kw_only=True)
+class UnslothAcceleratorPlugin:
+    """Configures how Accelerate prepares an Unsloth model for data-parallel training.
+
+    A field left at `None` is read from the environment variable `UNSLOTH_ACCEL_<FIELD>` (upper case) and falls back
+    to the default named below. What you set explicitly always wins over what the package would choose.
+
+    Args:
+        gradient_sync (`str`, *optional*, defaults to `"auto"`):
+            When gradients are averaged over the ranks. `"deferred"`: in one flat reduction after the last
+            micro-batch of an optimizer step. `"overlapped"`: by torch's DDP reducer, bucket by bucket during
+            backward. `"auto"` chooses by the bytes of gradient and the kind of model, and logs the reason.
+        find_unused_parameters (`bool`, *optional*):
+            DDP's search for parameters without gradient; only used by `"overlapped"`. `None`: what
+            TrainingArguments or a passed handler say, else `False` for dense text models and `True` for the rest.
+        static_graph (`bool`, *optional*):
+            DDP's static graph; only used by `"overlapped"`. `None`: what TrainingArguments or a passed handler say.
+        gradient_as_bucket_view (`bool`, *optional*):
+            Let gradients be views of DDP's buckets; only used by `"overlapped"`. `None`: what a passed handler says,
+            else `True`, which saves one copy of the gradients.
+        comm_hook (`str`, *optional*, defaults to `"no"`):
+            Compress gradients on the wire: `"no"`, `"bf16"` or `"fp16"`. Rounds the gradients, needs NCCL and the
+            DDP reducer, so a value other than `"no"` selects `"overlapped"`.
+
+    Raises:
+        ConfigurationError: If a value, or an environment variable that supplies one, is not allowed.
+
+    Example:
+
+    ```python
+    >>> from unsloth_accel import UnslothAcceleratorPlugin
+
+    >>> plugin = UnslothAcceleratorPlugin(gradient_sync="deferred")
+    >>> plugin.comm_hook
+    'no'
+    ```
+    """
+
+    gradient_sync: GradientSync | None = None
+    find_unused_parameters: bool | None = None
+    static_graph: bool | None = None
+    gradient_as_bucket_view: bool | None = None
+    comm_hook: CommHook | None = None
+
+    def __post_init__(self) -> None:
+        self.gradient_sync = self._choice("gradient_sync", get_args(GradientSync), "auto")
+        self.comm_hook = self._choice("comm_hook", get_args(CommHook), "no")
+        for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view"):
+            setattr(self, name, self._boolean(name))
+        if self.gradient_sync == "deferred" and self.comm_hook != "no":
+            raise ConfigurationError(
+                f"`comm_hook={self.comm_hook!r}` compresses inside DDP's reducer, which `gradient_sync='deferred'` does "
+                "not use. Leave `comm_hook` at 'no', or set `gradient_sync='overlapped'`."
+            )
+
+    def _read(self, name: str) -> tuple[str, object]:
+        """Where a field's value comes from, for the error message, and the raw value."""
+        value = getattr(self, name)
+        variable = f"{ENV_PREFIX}{name.upper()}"
+        if value is None and variable in os.environ:
+            return variable, os.environ[variable]
+        return name, value
+
+    def _choice(self, name: str, allowed: tuple[str, ...], default: str) -> object:
+        source, value = self._read(name)
+        if value is None:
+            return default
+        if value not in allowed:
+            raise ConfigurationError(f"`{source}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        return value
+
+    def _boolean(self, name: str) -> bool | None:
+        source, value = self._read(name)
+        if value is None or isinstance(value, bool):
+            return value
+        named = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if source == name or str(value).lower() not in named:
+            raise ConfigurationError(f"`{source}` must be true or false, got {value!r}.")
+        return named[str(value).lower()]
+
+    def explicit_ddp_fields(self) -> dict[str, bool]:
+        """The fields of DDP's constructor that this plugin sets, without those left to the rule."""
+        names = ("find_unused_parameters", "static_graph", "gradient_as_bucket_view")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def to_handlers(self, handlers: "Sequence[KwargsHandler] | None") -> "list[KwargsHandler]":
+        """Expands the plugin into Accelerate's own handlers.
+
+        Accelerate looks handlers up by exact class (a foreign one is a bare `KeyError`), so what the plugin says is
+        written into a stock `DistributedDataParallelKwargs`: the one passed in, or a new one.
+
+        Args:
+            handlers (`list[KwargsHandler]`, *optional*):
+                The handlers the user passed to the Accelerator. Their explicit values stay.
+
+        Returns:
+            `list[KwargsHandler]`: The same handlers, among them exactly one `DistributedDataParallelKwargs`.
+        """
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        expanded = list(handlers or ())
+        if not any(isinstance(handler, DistributedDataParallelKwargs) for handler in expanded):
+            expanded.append(DistributedDataParallelKwargs())
+        ddp = next(handler for handler in expanded if isinstance(handler, DistributedDataParallelKwargs))
+        self._write_into(ddp)
+        return expanded
+
+    def _write_into(self, ddp: "DistributedDataParallelKwargs") -> None:
+        from accelerate.utils import DDPCommunicationHookType
+
+        for name, value in self.explicit_ddp_fields().items():
+            setattr(ddp, name, value)
+        if self.comm_hook != "no":
+            ddp.comm_hook = DDPCommunicationHookType(self.comm_hook)
+
+
+PLUGIN_FIELDS = tuple(field.name for field in fields(UnslothAcceleratorPlugin))

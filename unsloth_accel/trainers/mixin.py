@@ -1,0 +1,200 @@
+"""What turns a trainer of transformers or TRL into one that trains Unsloth's models on many ranks."""
+
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..accelerator import configure_ddp, leave_process_group_at_exit, runs_ddp, say_choice
+from ..announce import announce
+from ..errors import ConfigurationError
+from ..gradient_sync import RANK_FIELDS, GradientSyncChoice, StepReduction
+from ..plugin import UnslothAcceleratorPlugin
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
+
+    _Base = Trainer
+else:
+    _Base = object
+
+# TrainingArguments that carry an explicit value for a field of DDP.
+_DDP_ARGUMENTS = {
+    "ddp_find_unused_parameters": "find_unused_parameters",
+    "ddp_broadcast_buffers": "broadcast_buffers",
+    "ddp_static_graph": "static_graph",
+    "ddp_bucket_cap_mb": "bucket_cap_mb",
+}
+
+
+class UnslothAcceleratedTrainerMixin(_Base):
+    """Teaches a trainer of transformers or TRL to train Unsloth's models with data parallelism.
+
+    Put it before the trainer class: `class MyTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTrainer)`, after
+    Unsloth was imported; [`accelerated`] does that for you. On one process, and under FSDP, DeepSpeed or Unsloth's
+    native parallel modes, the trainer does exactly what its base class does.
+
+    Args:
+        plugin ([`UnslothAcceleratorPlugin`], *optional*):
+            The choices for data-parallel training. Defaults to one read from the environment.
+
+    Attributes:
+        rank_rows (`list[list[list[float]]]`):
+            For each optimizer step of this run, for each rank: failed, tokens, seconds this rank waited in the
+            reduction before, peak GPU memory in GiB, then the trainer's own numbers.
+
+    Raises:
+        ConfigurationError: If the batch size is below 1 or the model is split over several GPUs.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        base = inspect.signature(super(UnslothAcceleratedTrainerMixin, cls).__init__)
+        plugin = inspect.Parameter("plugin", inspect.Parameter.KEYWORD_ONLY, default=None)
+        named = [p for p in base.parameters.values() if p.name != "self"]
+        rest = [p for p in named if p.kind is inspect.Parameter.VAR_KEYWORD]
+        named = [p for p in named if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        cls.__signature__ = inspect.Signature([*named, plugin, *rest])  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, plugin: UnslothAcceleratorPlugin | None = None, **kwargs: Any) -> None:
+        self.plugin = plugin or UnslothAcceleratorPlugin()
+        self.rank_rows: list[list[list[float]]] = []
+        self._gradient_sync: GradientSyncChoice | None = None
+        self._step_reduction: StepReduction | None = None
+        self._reduced_model: nn.Module | None = None
+        self._step_tokens: Tensor | float = 0
+        super().__init__(*args, **kwargs)
+        if runs_ddp(self.accelerator):
+            leave_process_group_at_exit()
+            self.add_callback(_hear_ranks_callback(self))
+            if self._gradient_sync is not None:
+                say_choice(self._gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
+        elif self.accelerator.num_processes > 1:
+            announce("%s is in charge, unsloth_accel stands down", self.accelerator.distributed_type)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        arguments = super()._build_accelerator_args(**kwargs)
+        if self.args.per_device_train_batch_size < 1:
+            raise ConfigurationError(
+                f"`per_device_train_batch_size` must be at least 1, got {self.args.per_device_train_batch_size}."
+            )
+        if self.args.world_size > 1 and self._uses_plain_ddp(arguments):
+            handlers = self.plugin.to_handlers(arguments["kwargs_handlers"])
+            handler = next(h for h in handlers if isinstance(h, DistributedDataParallelKwargs))
+            self._gradient_sync = configure_ddp(self.model, self.plugin, handler, self._user_set_ddp_fields())
+            arguments["kwargs_handlers"] = handlers
+        return arguments
+
+    def _uses_plain_ddp(self, arguments: dict[str, Any]) -> bool:
+        others = ("deepspeed_plugin", "fsdp_plugin", "parallelism_config")
+        return isinstance(self.model, nn.Module) and not any(arguments.get(name) for name in others)
+
+    def _user_set_ddp_fields(self) -> set[str]:
+        fields = {field for name, field in _DDP_ARGUMENTS.items() if getattr(self.args, name) is not None}
+        return fields | set(self.plugin.explicit_ddp_fields())
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in transformers; after the last micro-batch of a step gradients and each rank's numbers are reduced."""
+        reduction = self._reduction_of(model)
+        if reduction is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        try:
+            self._step_tokens = self._step_tokens + count_tokens(inputs)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except Exception:
+            reduction.announce_failure()
+            raise
+        if self.accelerator.sync_gradients:
+            reduction.run(self._step_tokens, self._step_numbers())
+            self._step_tokens = 0
+        return loss
+
+    def _hear_ranks(self) -> None:
+        """Takes in what every rank said in the step's reduction; raises if one of them failed."""
+        if self._step_reduction is not None:
+            self.rank_rows.append(self._step_reduction.rows())
+            self._take_rows(self.rank_rows[-1])
+
+    def _reduction_of(self, model: nn.Module) -> StepReduction | None:
+        """The reduction of the model that `train()` wrapped; a new `train()` wraps anew."""
+        if self._gradient_sync is None or not isinstance(model, DistributedDataParallel):
+            return None
+        if model is not self._reduced_model:
+            deferred = self._gradient_sync.mode == "deferred"
+            row_size = RANK_FIELDS + self._num_step_numbers()
+            self._step_reduction = StepReduction(model, deferred=deferred, row_size=row_size)
+            self._reduced_model = model
+        return self._step_reduction
+
+    def _num_step_numbers(self) -> int:
+        """How many numbers of its own this trainer adds to each rank's row; the same on all ranks in all steps."""
+        return 0
+
+    def _step_numbers(self) -> list[float]:
+        """This rank's own numbers for the step that ends, at most `_num_step_numbers()` of them."""
+        return []
+
+    def _take_rows(self, rows: list[list[float]]) -> None:
+        """Receives every rank's row after the step's reduction, `[world_size][RANK_FIELDS + own numbers]`."""
+
+
+def _hear_ranks_callback(trainer: UnslothAcceleratedTrainerMixin) -> "TrainerCallback":
+    """Before a step is logged, evaluated or saved, and after the optimizer's work is queued: nothing idles."""
+    from transformers import TrainerCallback
+
+    class HearRanks(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            trainer._hear_ranks()
+
+    return HearRanks()
+
+
+def count_tokens(inputs: dict[str, Any]) -> Tensor | float:
+    """Real tokens of one micro-batch, padding not counted; stays on the device, so nothing waits for it."""
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask.sum()
+    ids = inputs.get("input_ids")
+    return ids.numel() if isinstance(ids, Tensor) else 0
+
+
+def accelerated(trainer_class: "type[Trainer]") -> "type[Trainer]":
+    """Returns `trainer_class` with [`UnslothAcceleratedTrainerMixin`] in front of it.
+
+    Unsloth replaces TRL's trainers when it is imported. A class imported before that is looked up again by name, so
+    that what you get trains as Unsloth's does, whatever the order of the imports.
+
+    Args:
+        trainer_class (`type`):
+            A trainer of transformers, TRL or Unsloth, or your own subclass of one.
+
+    Returns:
+        `type`: A subclass that also takes `plugin=`.
+
+    Raises:
+        TypeError: If `trainer_class` is not a trainer class.
+
+    Example:
+
+    ```python
+    >>> from trl import DPOTrainer
+    >>> trainer = accelerated(DPOTrainer)(model=model, args=DPOConfig(...), train_dataset=pairs)
+    ```
+    """
+    from transformers import Trainer
+
+    from ..imports import load_unsloth
+
+    load_unsloth()
+    if not (isinstance(trainer_class, type) and issubclass(trainer_class, Trainer)):
+        raise TypeError(f"`trainer_class` must be a subclass of transformers.Trainer, got {trainer_class!r}.")
+    if issubclass(trainer_class, UnslothAcceleratedTrainerMixin):
+        return trainer_class
+    current = getattr(sys.modules["trl"], trainer_class.__name__, None) if "trl" in sys.modules else None
+    base = current if trainer_class.__module__.startswith("trl.") and current is not None else trainer_class
+    return type(f"UnslothAccelerated{trainer_class.__name__}", (UnslothAcceleratedTrainerMixin, base), {})
