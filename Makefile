@@ -32,6 +32,12 @@ PYTEST := $(PY) -m pytest
 
 .PHONY: demo test quick coverage check clean
 
+# accelerate_configs/cpu_gloo.yaml says why.
+ifeq ($(CONFIG),cpu_gloo)
+demo: export ACCELERATE_USE_CPU = true
+demo: export CUDA_VISIBLE_DEVICES = -1
+endif
+
 demo: $(INSTALLED)
 	$(PY) -m accelerate.commands.accelerate_cli launch --config_file accelerate_configs/$(CONFIG).yaml examples/train.py $(ARGS)
 

@@ -14,6 +14,7 @@ import random
 import statistics
 import time
 
+
 from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import torch
 from datasets import Dataset

@@ -60,7 +60,9 @@ def test_the_command_that_uses_idle_gpus(monkeypatch):
     ):
         monkeypatch.setattr(sys, "orig_argv", ["python", *ran])
         command = multi_gpu._command(MultiGPUConfig(), 4)
-        assert command == f"accelerate launch --config_file {ROOT}/accelerate_configs/ddp.yaml --num_processes 4 {again}"
+        assert (
+            command == f"accelerate launch --config_file {ROOT}/accelerate_configs/ddp.yaml --num_processes 4 {again}"
+        )
     monkeypatch.delattr(sys.modules["__main__"], "__file__")
     assert "launch_ddp_training" in multi_gpu._command(MultiGPUConfig(), 4)
 

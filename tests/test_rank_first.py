@@ -20,7 +20,7 @@ def ranks_of(scenario, out, num_processes):
 
 
 def start_without_agent(scenario, out, num_processes):
-    """The ranks as mpirun or srun would start them: rank 0 hosts the store, and nobody kills the peers of a dead rank."""
+    """The ranks as mpirun would start them: rank 0 hosts the store, and nobody ends the peers of a dead rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -77,7 +77,7 @@ def leave_process_group_at_exit() -> None:
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
-class UnslothAccelerator(Accelerator):  # type: ignore[misc]
+class UnslothAccelerator(Accelerator):
     """An `accelerate.Accelerator` that knows Unsloth's models.
 
     Takes the arguments of `accelerate.Accelerator`, and `plugin`. On one process, and under FSDP, DeepSpeed or
@@ -122,7 +122,7 @@ class UnslothAccelerator(Accelerator):  # type: ignore[misc]
 
     def prepare_model(
         self, model: nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
-    ) -> nn.Module:
+    ) -> Any:
         """As `Accelerator.prepare_model`; a trainable model is wrapped with the gradient synchronisation chosen."""
         trained = any(parameter.requires_grad for parameter in model.parameters())
         if not runs_ddp(self) or evaluation_mode or not trained:
@@ -155,7 +155,7 @@ class UnslothAccelerator(Accelerator):  # type: ignore[misc]
                 reduction.announce_failure()
             raise
 
-    def free_memory(self, *objects: Any) -> list[Any]:
+    def free_memory(self, *objects: Any) -> Any:
         """As `Accelerator.free_memory`; gradients of prepared models are DDP's again."""
         for reduction in self._reductions:
             reduction.close()

@@ -1,9 +1,9 @@
 """The exceptions a user may catch.
 
-    UnslothAccelError
-    |-- ConfigurationError (also a ValueError)    an argument, environment value or machine that cannot work
-    |-- VersionError       (also an ImportError)  an installed package below its floor, or imported in the wrong order
-    `-- PeerError          (also a RuntimeError)  another rank failed; its own error is in the message
+UnslothAccelError
+|-- ConfigurationError (also a ValueError)    an argument, environment value or machine that cannot work
+|-- VersionError       (also an ImportError)  an installed package below its floor, or imported in the wrong order
+`-- PeerError          (also a RuntimeError)  another rank failed; its own error is in the message
 """
 
 

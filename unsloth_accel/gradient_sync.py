@@ -192,15 +192,15 @@ class StepReduction:
         flat = torch.cat([piece.to(dtype) for piece in (*pieces, *tail)])
         numel = sum(self._sizes)
         flat[:numel].div_(self._world_size)
-        self._exchange = _Exchange(flat, numel, self._group)
-        if self._parameters:
-            self._hand_out(flat[:numel], gradients)
-
-    def _hand_out(self, flat: Tensor, gradients: Sequence[Tensor | None]) -> None:
-        """Makes each gradient a view of the flat tensor; one that no rank has stays `None`, as on one GPU."""
+        self._exchange = exchange = _Exchange(flat, numel, self._group)
         somewhere = [True] * len(gradients)
         if any(gradient is None for gradient in gradients):
-            somewhere = [bool(ranks) for ranks in self._exchange.wait()[0][: len(gradients)]]
+            somewhere = [bool(ranks) for ranks in exchange.wait()[0][: len(gradients)]]
+        if self._parameters:
+            self._hand_out(flat[:numel], somewhere)
+
+    def _hand_out(self, flat: Tensor, somewhere: Sequence[bool]) -> None:
+        """Makes each gradient a view of the flat tensor; one that no rank has stays `None`, as on one GPU."""
         for parameter, piece, keep in zip(self._parameters, flat.split(self._sizes), somewhere, strict=True):
             parameter.grad = piece.view_as(parameter).to(parameter.dtype) if keep else None
 

@@ -81,4 +81,5 @@ def load_unsloth() -> ModuleType:
         check_ranks_fit_gpus()
     import unsloth
 
-    return unsloth
+    module: ModuleType = unsloth
+    return module

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import ConfigurationError
 
@@ -80,7 +80,7 @@ class UnslothAcceleratorPlugin:
             return variable, os.environ[variable]
         return name, value
 
-    def _choice(self, name: str, allowed: tuple[str, ...], default: str) -> object:
+    def _choice(self, name: str, allowed: tuple[str, ...], default: str) -> Any:
         source, value = self._read(name)
         if value is None:
             return default
@@ -131,6 +131,3 @@ class UnslothAcceleratorPlugin:
             setattr(ddp, name, value)
         if self.comm_hook != "no":
             ddp.comm_hook = DDPCommunicationHookType(self.comm_hook)
-
-
-PLUGIN_FIELDS = tuple(field.name for field in fields(UnslothAcceleratorPlugin))

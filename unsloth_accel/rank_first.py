@@ -1,9 +1,9 @@
 """One rank works, the others wait, outside every collective.
 
-Accelerate's `main_process_first` waits inside a collective of the process group: work that outlasts the group's timeout
-(a tokenisation, a GGUF export) kills the job, and a first rank that raises leaves the others waiting for ever. Here the
-ranks meet through the key-value store that the launcher already runs, so a wait may be long, says whom it waits for,
-and ends at once when the working rank fails or dies.
+Accelerate's `main_process_first` waits inside a collective of the process group: work that outlasts the group's
+timeout (a tokenisation, a GGUF export) kills the job, and a first rank that raises leaves the others waiting for ever.
+Here the ranks meet through the key-value store that the launcher already runs, so a wait may be long, says whom it
+waits for, and ends at once when the working rank fails or dies.
 """
 
 import atexit
@@ -97,7 +97,7 @@ def _store() -> "Store":
 
     `multi_tenant` shares one server per process and port, so this works before and after `init_process_group`.
     """
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore, TCPStore
 
     port = _from_launcher("MASTER_PORT")
     # https://docs.pytorch.org/docs/stable/elastic/run.html: set by torchrun's agent, also under `accelerate launch`.
@@ -177,13 +177,15 @@ class _Task:
             self._watch(timeout, reports)
             result, error = pickle.loads(self.store.get(f"{self.key}/outcome"))
         except DistNetworkError as lost:
-            raise PeerError(f"Lost the store that the launcher or rank 0 hosts, while rank {self.worker} was {self.name}: {lost}") from lost
+            raise PeerError(
+                f"Lost the store that the launcher or rank 0 hosts, while rank {self.worker} was {self.name}: {lost}"
+            ) from lost
         if error is not None:
             raise PeerError(f"Rank {self.worker} failed while {self.name}. Its error: {error}")
         return result
 
     def _watch(self, timeout: float, reports: bool) -> None:
-        """Returns when there is an outcome. Before the first beat only `timeout` counts: the worker may be on its way."""
+        """Returns when there is an outcome. Before the first beat only `timeout` counts: it may be on its way."""
         began = last_beat = last_report = time.monotonic()
         beats = 0
         while not self.store.check([f"{self.key}/outcome"]):

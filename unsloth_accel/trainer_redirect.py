@@ -19,16 +19,21 @@ from .fixes.fix import Undo, replace_attribute
 Initialize = Callable[[Any, Sequence[Any], dict[str, Any]], None]
 
 
+# Every class that `trl.SFTTrainer` was at a call of `sft_trainer_classes`: a script may hold any of them.
+_seen: dict[type, None] = {}
+
+
 def sft_trainer_classes() -> list[type]:
-    """The class a script's `SFTTrainer` can be: today's, and TRL's own where trl was imported before Unsloth."""
+    """The classes a script's `SFTTrainer` can be: today's, and TRL's own where trl was imported before Unsloth."""
     from .imports import load_unsloth
 
-    module = sys.modules.get("trl.trainer.sft_trainer")
-    before = [] if module is None else [module.SFTTrainer]
+    if "trl.trainer.sft_trainer" in sys.modules:
+        _seen[sys.modules["trl.trainer.sft_trainer"].SFTTrainer] = None
     load_unsloth()
     import trl
 
-    return list(dict.fromkeys([*before, trl.SFTTrainer]))
+    _seen[trl.SFTTrainer] = None
+    return list(_seen)
 
 
 def redirect(owner: type, initialize: Initialize) -> Undo:

@@ -84,5 +84,7 @@ def late():
 scenario, out = sys.argv[1], Path(sys.argv[2])
 globals()[scenario]()
 (out / f"{scenario}-{RANK}.json").write_text(json.dumps(seen))
-if any(isinstance(value, list) and value[:1] == [PeerError.__name__] for key, value in seen.items() if key == "killed"):
+if any(
+    isinstance(value, list) and value[:1] == [PeerError.__name__] for key, value in seen.items() if key == "killed"
+):
     sys.exit(3)

@@ -38,9 +38,8 @@ def load_gpu_path(model_folder):
 
 
 def load_cpu_backend(model_folder):
-    from unsloth import FastLanguageModel
-
     import torch
+    from unsloth import FastLanguageModel
 
     model, tokenizer = FastLanguageModel.from_pretrained(str(model_folder), load_in_4bit=False, max_seq_length=64)
     model = FastLanguageModel.get_peft_model(model, r=8, target_modules=["q_proj", "v_proj", "down_proj"])
@@ -93,14 +92,20 @@ def save_once(model, tokenizer, kind, **options):
         seen[f"{kind}-wrong"] = save_by_all(model, out / f"{kind}-one")
     fixes = apply_fixes(model)
     seen["fixes"] = fixes.names
-    model.save_pretrained_merged(save_directory=out / f"{kind}-all", tokenizer=tokenizer, is_main_process=RANK == 0, **options)
+    model.save_pretrained_merged(
+        save_directory=out / f"{kind}-all", tokenizer=tokenizer, is_main_process=RANK == 0, **options
+    )
     seen[f"{kind}-equal"] = digests(out / f"{kind}-all") == reference
 
     shared = out / "reused"
-    run_once(lambda: (shared.mkdir(exist_ok=True), (shared / "notes.txt").write_text(kind)) and None, name="notes")
+    shared.mkdir(exist_ok=True)
+    (shared / "notes.txt").write_text(kind)
     model.save_pretrained_merged(str(shared), tokenizer, **options)
     expected = {*reference, "notes.txt"}
-    seen[f"{kind}-reused"] = [sorted(digests(shared)) == sorted(expected), weights(shared) == weights(out / f"{kind}-one")]
+    seen[f"{kind}-reused"] = [
+        sorted(digests(shared)) == sorted(expected),
+        weights(shared) == weights(out / f"{kind}-one"),
+    ]
     fixes.undo()
     seen[f"{kind}-undone"] = dict(vars(model)) == before
 

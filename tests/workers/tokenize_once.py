@@ -1,7 +1,7 @@
 """Data preparation by several ranks: python tokenize_once.py gpu_path|trl|second MODEL OUT READ_ONLY.
 
-`trl` runs TRL's own trainer, as Unsloth's CPU backend does. `gpu_path` runs the trainer that Unsloth generates where there is
-a GPU, without one.
+`trl` runs TRL's own trainer, as Unsloth's CPU backend does, and `second` the same in a second job. `gpu_path` runs the
+trainer that Unsloth generates where there is a GPU, without one.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ seen: dict[str, object] = {}
 def load_gpu_path():
     """Generates and binds Unsloth's trainer without a GPU."""
     os.environ["UNSLOTH_ALLOW_CPU"] = "1"
-    import unsloth  # noqa: F401
+    import unsloth
 
     os.environ["UNSLOTH_ALLOW_CPU"] = "0"
     import torch
@@ -69,7 +69,13 @@ def prepared(key, train, evaluation=None, kind=Trainer, **arguments):
     counting_tokenizer.rows = 0
     tokenizer = counting_tokenizer.CountingTokenizer.from_pretrained(model_folder)
     formatting_func = arguments.pop("formatting_func", None)
-    arguments = {"max_length": 64, "use_cpu": True, "bf16": False, "report_to": "none", "optim": "adamw_torch"} | arguments
+    arguments = {
+        "max_length": 64,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "optim": "adamw_torch",
+    } | arguments
     config = trl.SFTConfig(output_dir=str(out / "trainer"), **arguments)
     trainer = kind(
         model=AutoModelForCausalLM.from_pretrained(model_folder),

@@ -15,6 +15,7 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+
 from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import torch
 import torch.distributed as dist
@@ -44,26 +45,19 @@ class Case:
 
 
 class CollectiveCount(TrainerCallback):
-    """What each optimizer step sends, from the fetch of its batches to its end, as torch's profiler records it."""
+    """What the ranks exchange from the start of each step's first micro-batch to the step's end, as torch records it."""
 
     def __init__(self):
         self.steps = []
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._start()
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        self.profile.__enter__()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.profile.__exit__(None, None, None)
         events = self.profile.key_averages()
         self.steps.append({e.key: e.count for e in events if e.key.startswith("c10d::")})
-        self._start()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.profile.__exit__(None, None, None)
-
-    def _start(self):
-        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
-        self.profile.__enter__()
 
 
 def rows():
@@ -151,9 +145,7 @@ def train(path, case, out):
     trainer.train()
     weights = torch.cat([p.detach().float().reshape(-1) for p in model.parameters() if p.requires_grad])
     return {
-        "logs": [
-            {k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry
-        ],
+        "logs": [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry],
         "weights": weights.tolist() if not ON_GPU else [],
         "between_ranks": largest_difference_between_ranks(weights),
         "collectives": counter.steps,

@@ -1,6 +1,6 @@
 """The contract of a compatibility fix."""
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +30,11 @@ class Fix:
         symptom (`str`): What a user sees without the fix, in their words.
         remedy (`str`): What the fix changes.
         upstream (`str`): Where the defect is, or is discussed.
-        until (`str`, *optional*): The upstream version that ends the defect, "package version"; None while there is none.
+        until (`str`, *optional*): The upstream version that ends it, "package version"; None while there is none.
         probe (`Callable[[Any], Verdict]`): Decides by version or signature whether the fix is needed for a model, or
             for the installation where the model is None.
-        apply (`Callable[[Any], Undo]`, *optional*): Applies the fix to the process, and to the model unless that is None;
-            returns what takes it back. None where nothing is patched because our trainers do it another way.
+        apply (`Callable[[Any], Undo]`, *optional*): Applies the fix to the process, and to the model unless that is
+            None; returns what takes it back. None where nothing is patched because our trainers do it another way.
     """
 
     name: str
@@ -67,6 +67,29 @@ def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
             delattr(owner, name)
 
     setattr(owner, name, value)
+    return undo
+
+
+def replace_item(mapping: MutableMapping[str, str], key: str, value: str) -> Undo:
+    """Sets an item, as of `os.environ`.
+
+    Args:
+        mapping (`MutableMapping[str, str]`): Whose item.
+        key (`str`): Which.
+        value (`str`): Its new value.
+
+    Returns:
+        `Undo`: Restores what the mapping held, and removes what it did not hold.
+    """
+    original = mapping.get(key)
+
+    def undo() -> None:
+        if original is None:
+            mapping.pop(key, None)
+        else:
+            mapping[key] = original
+
+    mapping[key] = value
     return undo
 
 

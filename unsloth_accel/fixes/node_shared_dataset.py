@@ -2,17 +2,20 @@
 
 import copy
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import datasets
 from datasets.fingerprint import Hasher
 
 from ..rank_first import run_once
 
+
+K = TypeVar("K", bound=datasets.Dataset)
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,8 @@ class NodeSharedDataset(datasets.Dataset):
         of_worker, result = run_once(lambda: (label, on_disk(transform(plain))), name=name, scope="node")
         if of_worker != label:
             # Ranks that were given different rows keep their own, as they would without us.
-            logger.warning("This rank's data differ from those of the first rank of its node: %s here, too.", name)
+            if os.environ["LOCAL_RANK"] == "1":
+                logger.warning("%s: the ranks were given different rows, so each works on its own.", name)
             result = transform(plain)
         return share(result)
 
@@ -50,11 +54,11 @@ def share(dataset: datasets.Dataset) -> NodeSharedDataset:
     return _as(NodeSharedDataset, dataset)
 
 
-def _as(kind: Any, dataset: datasets.Dataset) -> Any:
+def _as(kind: type[K], dataset: datasets.Dataset) -> K:
     # The constructor of Dataset would drop the format, and takes private parts.
-    converted = copy.copy(dataset)
+    converted: Any = copy.copy(dataset)
     converted.__class__ = kind
-    return converted
+    return cast(K, converted)
 
 
 def on_disk(dataset: datasets.Dataset) -> datasets.Dataset:

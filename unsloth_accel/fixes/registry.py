@@ -6,11 +6,27 @@ from types import TracebackType
 from typing import Any
 
 from ..rank_first import several_ranks
-from . import save_once, tokenize_once
+from . import (
+    device_map,
+    resume_on_cpu,
+    save_once,
+    statistics,
+    temporary_saved_buffers,
+    tokenize_once,
+    training_banner,
+)
 from .fix import Fix, Undo, undo_all
 
 
-FIXES: tuple[Fix, ...] = (save_once.FIX, tokenize_once.FIX)
+FIXES: tuple[Fix, ...] = (
+    save_once.FIX,
+    tokenize_once.FIX,
+    temporary_saved_buffers.FIX,
+    device_map.FIX,
+    statistics.FIX,
+    training_banner.FIX,
+    resume_on_cpu.FIX,
+)
 
 _applied: Counter[str] = Counter()
 
@@ -66,8 +82,8 @@ def apply_fixes(model: Any = None) -> AppliedFixes:
     """Applies every fix that this installation and `model` need. With one rank none is.
 
     Args:
-        model (`torch.nn.Module`, *optional*): The model to train, after `get_peft_model`. Without it only what concerns
-            the whole process is fixed.
+        model (`torch.nn.Module`, *optional*): The model to train, after `get_peft_model`. Without it only what
+            concerns the whole process is fixed.
 
     Returns:
         [`AppliedFixes`]: The handle that takes them back.

@@ -13,8 +13,8 @@ from .sharding import sharded_by
 from .staging import staged
 
 
-# What Unsloth binds to a model instance: unsloth/save.py `patch_saving_functions`, unsloth_zoo/cpu/loader.py `_attach`.
-# `save_pretrained` and the plain `push_to_hub` are transformers' own.
+# What Unsloth binds to a model instance: `patch_saving_functions` in unsloth/save.py, `_attach` in
+# unsloth_zoo/cpu/loader.py. `save_pretrained` and the plain `push_to_hub` are transformers' own.
 WRITES_FOLDER = (
     "save_pretrained_merged",
     "save_pretrained_gguf",
@@ -98,10 +98,10 @@ def _rebased(result: Any, beside: str, parent: str) -> Any:
 FIX = Fix(
     name="save_once",
     symptom=(
-        "`model.save_pretrained_merged(...)` on N GPUs exits with code 0, but the merged model is wrong: the ranks add the "
-        "LoRA update to the same files, W + 2 dW. GGUF, torchao and Hub exports are written N times."
+        "`model.save_pretrained_merged(...)` on N GPUs ends with exit code 0, but the model is wrong: each rank adds "
+        "the LoRA update to the same files, W + 2 dW. GGUF, torchao and Hub exports are written N times."
     ),
-    remedy="Rank 0 writes beside the folder and renames; the others wait, outside any collective, and share its error.",
+    remedy="Rank 0 writes beside the folder and renames; the others wait outside any collective and share its error.",
     upstream="https://github.com/unslothai/unsloth/blob/main/unsloth/save.py",
     until=None,
     probe=probe,

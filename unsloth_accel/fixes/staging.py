@@ -17,11 +17,11 @@ _WEIGHTS = re.compile(r"(pytorch_)?model(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.
 def staged(directory: str | os.PathLike[str]) -> Iterator[str]:
     """Yields a folder of the same name to write into; what lies there, and beside it, is moved into place at the end.
 
-    Unsloth writes to `directory` and, for some formats, to siblings named after it (`<directory>_gguf`), so the yielded
-    folder lies alone in `<directory>.incomplete`. A folder that does not exist yet appears whole, by one rename. In one
-    that does, files of the same name are replaced, weights of an earlier export are removed and all else stays. If
-    the block raises, everything it wrote is removed; if the process is killed, `<directory>.incomplete` remains and
-    the next call removes it.
+    Unsloth writes to `directory` and, for some formats, to siblings named after it (`<directory>_gguf`), so the
+    yielded folder lies alone in `<directory>.incomplete`. A folder that does not exist yet appears whole, by one
+    rename. In one that does, files of the same name are replaced, weights of an earlier export are removed and all
+    else stays. If the block raises, everything it wrote is removed; if the process is killed, `<directory>.incomplete`
+    remains and the next call removes it.
 
     Args:
         directory (`str` or `os.PathLike`): The folder to write.

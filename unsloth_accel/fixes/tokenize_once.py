@@ -70,8 +70,8 @@ def probe(model: Any) -> Verdict:
 FIX = Fix(
     name="tokenize_once",
     symptom=(
-        "On N GPUs the data set is tokenised N times, with up to 8 workers per rank: the machine runs out of memory or "
-        '"subprocesses has abruptly died", and where one rank fails the others hang.'
+        "On N GPUs the data set is tokenised N times, with up to 8 workers per rank: the machine runs out of memory "
+        'or "subprocesses has abruptly died", and where one rank fails the others hang.'
     ),
     remedy="One rank per node tokenises, the others load its file; a failure ends all ranks at once with its error.",
     upstream="https://github.com/unslothai/unsloth-zoo/blob/main/unsloth_zoo/dataset_utils.py",

@@ -4,7 +4,6 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ..accelerator import configure_ddp, leave_process_group_at_exit, runs_ddp, say_choice
 from ..announce import announce
 from ..errors import ConfigurationError
+from ..fixes import apply_fixes
+from ..fixes.tokenize_once import prepare_once
 from ..gradient_sync import RANK_FIELDS, GradientSyncChoice, StepReduction
 from ..plugin import UnslothAcceleratorPlugin
 
@@ -54,7 +55,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        base = inspect.signature(super(UnslothAcceleratedTrainerMixin, cls).__init__)
+        base = inspect.signature(super().__init__)
         plugin = inspect.Parameter("plugin", inspect.Parameter.KEYWORD_ONLY, default=None)
         named = [p for p in base.parameters.values() if p.name != "self"]
         rest = [p for p in named if p.kind is inspect.Parameter.VAR_KEYWORD]
@@ -66,12 +67,12 @@ class UnslothAcceleratedTrainerMixin(_Base):
         self.rank_rows: list[list[list[float]]] = []
         self._gradient_sync: GradientSyncChoice | None = None
         self._step_reduction: StepReduction | None = None
-        self._reduced_model: nn.Module | None = None
         self._step_tokens: Tensor | float = 0
         super().__init__(*args, **kwargs)
         if runs_ddp(self.accelerator):
             leave_process_group_at_exit()
-            self.add_callback(_hear_ranks_callback(self))
+            self.add_callback(_reduction_callback(self))
+            apply_fixes(self.model)
             if self._gradient_sync is not None:
                 say_choice(self._gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
         elif self.accelerator.num_processes > 1:
@@ -83,24 +84,24 @@ class UnslothAcceleratedTrainerMixin(_Base):
             raise ConfigurationError(
                 f"`per_device_train_batch_size` must be at least 1, got {self.args.per_device_train_batch_size}."
             )
-        if self.args.world_size > 1 and self._uses_plain_ddp(arguments):
+        if self.args.world_size > 1 and isinstance(self.model, nn.Module) and _is_plain_ddp(arguments):
             handlers = self.plugin.to_handlers(arguments["kwargs_handlers"])
             handler = next(h for h in handlers if isinstance(h, DistributedDataParallelKwargs))
             self._gradient_sync = configure_ddp(self.model, self.plugin, handler, self._user_set_ddp_fields())
             arguments["kwargs_handlers"] = handlers
         return arguments
 
-    def _uses_plain_ddp(self, arguments: dict[str, Any]) -> bool:
-        others = ("deepspeed_plugin", "fsdp_plugin", "parallelism_config")
-        return isinstance(self.model, nn.Module) and not any(arguments.get(name) for name in others)
-
     def _user_set_ddp_fields(self) -> set[str]:
         fields = {field for name, field in _DDP_ARGUMENTS.items() if getattr(self.args, name) is not None}
         return fields | set(self.plugin.explicit_ddp_fields())
 
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        prepare = super()._prepare_dataset  # type: ignore[misc]  # TRL's trainers have it
+        return prepare_once(lambda rows: prepare(rows, *args, **kwargs), dataset)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As in transformers; after the last micro-batch of a step gradients and each rank's numbers are reduced."""
-        reduction = self._reduction_of(model)
+        reduction = self._step_reduction
         if reduction is None:
             return super().training_step(model, inputs, num_items_in_batch)
         try:
@@ -114,22 +115,20 @@ class UnslothAcceleratedTrainerMixin(_Base):
             self._step_tokens = 0
         return loss
 
+    def _start_reducing(self) -> None:
+        """Takes over the model that `train()` has just wrapped, before its first micro-batch."""
+        self.rank_rows = []
+        self._step_reduction = None
+        if self._gradient_sync is not None and isinstance(self.model_wrapped, DistributedDataParallel):
+            deferred = self._gradient_sync.mode == "deferred"
+            row_size = RANK_FIELDS + self._num_step_numbers()
+            self._step_reduction = StepReduction(self.model_wrapped, deferred=deferred, row_size=row_size)
+
     def _hear_ranks(self) -> None:
         """Takes in what every rank said in the step's reduction; raises if one of them failed."""
         if self._step_reduction is not None:
             self.rank_rows.append(self._step_reduction.rows())
             self._take_rows(self.rank_rows[-1])
-
-    def _reduction_of(self, model: nn.Module) -> StepReduction | None:
-        """The reduction of the model that `train()` wrapped; a new `train()` wraps anew."""
-        if self._gradient_sync is None or not isinstance(model, DistributedDataParallel):
-            return None
-        if model is not self._reduced_model:
-            deferred = self._gradient_sync.mode == "deferred"
-            row_size = RANK_FIELDS + self._num_step_numbers()
-            self._step_reduction = StepReduction(model, deferred=deferred, row_size=row_size)
-            self._reduced_model = model
-        return self._step_reduction
 
     def _num_step_numbers(self) -> int:
         """How many numbers of its own this trainer adds to each rank's row; the same on all ranks in all steps."""
@@ -143,15 +142,23 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """Receives every rank's row after the step's reduction, `[world_size][RANK_FIELDS + own numbers]`."""
 
 
-def _hear_ranks_callback(trainer: UnslothAcceleratedTrainerMixin) -> "TrainerCallback":
-    """Before a step is logged, evaluated or saved, and after the optimizer's work is queued: nothing idles."""
+def _reduction_callback(trainer: UnslothAcceleratedTrainerMixin) -> "TrainerCallback":
+    """Calls the trainer at the two moments that no overridable method marks."""
     from transformers import TrainerCallback
 
-    class HearRanks(TrainerCallback):  # type: ignore[misc]
+    class ReduceOncePerStep(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            trainer._start_reducing()
+
+        # The optimizer's work is queued by now, so waiting costs nothing, and nothing is logged or saved yet.
         def on_step_end(self, *_: Any, **__: Any) -> None:
             trainer._hear_ranks()
 
-    return HearRanks()
+    return ReduceOncePerStep()
+
+
+def _is_plain_ddp(arguments: dict[str, Any]) -> bool:
+    return not any(arguments.get(name) for name in ("deepspeed_plugin", "fsdp_plugin", "parallelism_config"))
 
 
 def count_tokens(inputs: dict[str, Any]) -> Tensor | float:

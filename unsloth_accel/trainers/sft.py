@@ -12,7 +12,7 @@ from .mixin import UnslothAcceleratedTrainerMixin
 
 
 load_unsloth()
-import trl  # noqa: E402  (Unsloth rebinds trl.SFTTrainer, so trl comes after it)
+import trl  # after Unsloth, which rebinds trl.SFTTrainer
 
 
 # What TRL's SFTTrainer logs per micro-batch: means over the labelled tokens of all ranks, and a mean over the ranks.
@@ -58,7 +58,7 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """As in TRL, but while training nothing is gathered from the other ranks."""
-        if self._reduction_of(model) is None or not model.training:
+        if self._step_reduction is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with self._metrics_stay_local():
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -92,7 +92,7 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         logged = self._metrics["train"]
         if "num_tokens" in logged:
             self._tokens_before_step += sum(row[TOKENS] for row in rows)
-            self._total_train_tokens = self._tokens_before_step
+            self._total_train_tokens = int(self._tokens_before_step)
             logged["num_tokens"] = [self._total_train_tokens]
         count = len(self._micro_batch_numbers)
         for index in range(count):

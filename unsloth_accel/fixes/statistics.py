@@ -1,0 +1,37 @@
+"""Leaves Unsloth's statistics call to rank 0."""
+
+import os
+from typing import Any
+
+from .fix import Fix, Undo, Verdict, replace_item
+
+
+VARIABLE = "UNSLOTH_DISABLE_STATISTICS"
+
+
+def probe(model: Any) -> Verdict:
+    """Unsloth reads the variable at each `from_pretrained`."""
+    if VARIABLE in os.environ:
+        return Verdict(False, f"{VARIABLE} is set")
+    return Verdict(True, "every rank downloads the statistics repositories, and after 120 s raises TimeoutError alone")
+
+
+def apply(model: Any) -> Undo:
+    """Switches the call off on every rank but 0."""
+    if os.environ["RANK"] == "0":
+        return lambda: None
+    return replace_item(os.environ, VARIABLE, "1")
+
+
+FIX = Fix(
+    name="statistics",
+    symptom=(
+        '`from_pretrained` on N GPUs with a slow network: one rank raises "HuggingFace seems to be down after trying '
+        'for 120 seconds" and the job dies or hangs.'
+    ),
+    remedy="Only rank 0 reports, once `enable_multi_gpu()` ran before `from_pretrained`.",
+    upstream="https://github.com/unslothai/unsloth/blob/main/unsloth/models/_utils.py",
+    until=None,
+    probe=probe,
+    apply=apply,
+)

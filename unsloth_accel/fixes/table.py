@@ -1,0 +1,35 @@
+"""The page docs/fixes.md, made from the registry: `python -m unsloth_accel.fixes.table > docs/fixes.md`."""
+
+import sys
+
+from .fix import Fix
+from .registry import FIXES
+
+
+HEAD = """\
+# Compatibility fixes
+
+What plain Unsloth does on several ranks that users trip over, and what this package does about it. Nothing is
+patched when the package is imported: a fix is applied by our trainers or by `enable_multi_gpu()`, only with more than
+one rank, only where its probe finds it needed, and taken back by `disable_multi_gpu()` or the handle of
+`apply_fixes()`. `unsloth-accel doctor` tells which of them this installation needs.
+
+This page is generated: `python -m unsloth_accel.fixes.table > docs/fixes.md`. A test compares it with the registry.
+
+| fix | without it | with it | ends with |
+|---|---|---|---|
+"""
+
+
+def as_markdown() -> str:
+    """The whole page."""
+    return HEAD + "".join(_row(fix) for fix in FIXES)
+
+
+def _row(fix: Fix) -> str:
+    symptom, remedy = (text.replace("|", "\\|") for text in (fix.symptom, fix.remedy))
+    return f"| `{fix.name}` | {symptom} ([where]({fix.upstream})) | {remedy} | {fix.until or 'no release yet'} |\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(as_markdown())
