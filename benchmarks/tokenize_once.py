@@ -48,7 +48,23 @@ def rank_main(folder, case, rows):
             spent.update(cpu_s=cpu_seconds() - cpu, wall_s=time.monotonic() - wall)
             return result
 
-    words = ["data", "parallel", "training", "gives", "each", "rank", "its", "own", "rows", "and", "one", "copy", "of", "the", "weights"]
+    words = [
+        "data",
+        "parallel",
+        "training",
+        "gives",
+        "each",
+        "rank",
+        "its",
+        "own",
+        "rows",
+        "and",
+        "one",
+        "copy",
+        "of",
+        "the",
+        "weights",
+    ]
     texts = [" ".join(words[(row + index * index) % len(words)] for index in range(200)) for row in range(rows)]
     trainer = Trainer(
         model=AutoModelForCausalLM.from_pretrained(folder / "model"),

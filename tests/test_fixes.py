@@ -76,6 +76,17 @@ def test_a_fix_that_is_not_needed_is_not_applied(one_fix, monkeypatch):
     assert (status()[0].state, status()[0].reason) == ("not needed", "it is evening")
 
 
+def test_handles_may_be_undone_in_any_order(one_fix, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    first, second = apply_fixes(), apply_fixes()
+    first.undo()
+    assert one_fix.greet == "bonjour"
+    first.undo()
+    assert one_fix.greet == "bonjour"
+    second.undo()
+    assert one_fix.greet == "hello"
+
+
 def test_undo_removes_what_was_only_inherited():
     class Base:
         greet = "hello"

@@ -1,6 +1,5 @@
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,18 +16,6 @@ def ranks_of(path, out, num_processes):
 
 def weights_of(folder):
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
-
-
-@pytest.fixture(scope="module")
-def sharded_model(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sharded") / "model"
-    reshard = (
-        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer; base, folder = sys.argv[1:]; "
-        "AutoTokenizer.from_pretrained(base).save_pretrained(folder); "
-        "AutoModelForCausalLM.from_pretrained(base).save_pretrained(folder, max_shard_size='200KB')"
-    )
-    subprocess.run([sys.executable, "-c", reshard, str(tiny_model), str(folder)], check=True, timeout=120)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +41,9 @@ def check_equal(ranks, kind):
 
 
 @pytest.mark.gloo
-def test_four_ranks_save_what_one_process_saves(tiny_model, sharded_model, full_disk, tmp_path):
-    arguments = ("gpu_path", tiny_model, sharded_model, tmp_path, full_disk)
-    failed = launch(WORKER, *arguments, num_processes=4, expect_failure=True, timeout=300)
+def test_four_ranks_save_what_one_process_saves(tiny_model, full_disk, tmp_path):
+    arguments = ("gpu_path", tiny_model, tmp_path, full_disk)
+    failed = launch(WORKER, *arguments, num_processes=4, expect_failure=True, timeout=280)
     # The last act of the worker: rank 0 killed itself while its files were half written.
     assert "SIGKILL" in failed.stderr, failed.stderr
     assert (tmp_path / "killed.incomplete").is_dir()
@@ -64,8 +51,15 @@ def test_four_ranks_save_what_one_process_saves(tiny_model, sharded_model, full_
     ranks = ranks_of("gpu_path", tmp_path, 4)
     for kind in ("whole", "sharded"):
         check_equal(ranks, kind)
-        assert ranks[0][f"{kind}-wrong"] > 0, "without the fix every attempt was right: is the defect gone?"
+    wrong = ranks[0]["whole-wrong"] + ranks[0]["sharded-wrong"]
+    assert wrong > 0, "without the fix every attempt was right: is the defect gone?"
     assert len(list((tmp_path / "sharded-all").glob("model-*.safetensors"))) > 1
+
+    # The fixes that act before a model is loaded.
+    assert len({rank["offloaded"][0] for rank in ranks}) == 4
+    assert all(rank["offloaded"][1] for rank in ranks)
+    assert [rank["named-device"] for rank in ranks] == [[False, True]] * 4
+    assert [rank["statistics"] for rank in ranks] == [None, "1", "1", "1"]
 
     assert weights_of(tmp_path / "alone") == weights_of(tmp_path / "sharded-one")
     for key, text in {"file": "Not a directory", "full": "no disk space left"}.items():
@@ -82,7 +76,7 @@ def test_four_ranks_save_what_one_process_saves(tiny_model, sharded_model, full_
 
 @pytest.mark.gloo
 def test_two_ranks_of_the_cpu_backend_save_what_one_process_saves(tiny_model, tmp_path):
-    launch(WORKER, "cpu_backend", tiny_model, tiny_model, tmp_path, tmp_path / "none", num_processes=2, timeout=300)
+    launch(WORKER, "cpu_backend", tiny_model, tmp_path, tmp_path / "none", num_processes=2, timeout=300)
     ranks = ranks_of("cpu_backend", tmp_path, 2)
     for kind in ("whole", "sharded"):
         check_equal(ranks, kind)

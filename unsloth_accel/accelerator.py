@@ -1,6 +1,7 @@
 """Accelerate's `Accelerator`, taught to prepare Unsloth's models: for people who write their own loop."""
 
 import atexit
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from .announce import announce
 from .errors import ConfigurationError, PeerError
 from .gradient_sync import GradientSyncChoice, StepReduction, choose_gradient_sync, graph_changes
 from .plugin import UnslothAcceleratorPlugin
+from .rank_first import several_ranks
 
 
 # The modes of Accelerate that wrap a model in torch's DDP. In every other one (FSDP, DeepSpeed, Megatron, TP) and
@@ -72,6 +74,19 @@ def say_choice(choice: GradientSyncChoice, handler: DistributedDataParallelKwarg
     announce("%d ranks, gradients %s: %s%s", num_processes, choice.mode, choice.reason, detail)
 
 
+def check_ranks_train_together(accelerator: Accelerator) -> None:
+    """Raises if the launcher started several ranks, but Accelerate would let each train as if it were alone.
+
+    Raises:
+        ConfigurationError: Naming both counts and what to set.
+    """
+    if several_ranks() and accelerator.num_processes == 1:
+        raise ConfigurationError(
+            f"`WORLD_SIZE` is {os.environ['WORLD_SIZE']}, but Accelerate sees 1 process: the ranks would train apart. "
+            "Without a GPU set ACCELERATE_USE_CPU=true, or pass `use_cpu=True` to the training arguments."
+        )
+
+
 def leave_process_group_at_exit() -> None:
     """Destroys the process group when the interpreter exits, so that torch does not warn that nobody did."""
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
@@ -116,7 +131,10 @@ class UnslothAccelerator(Accelerator):
         given = [h for h in kwargs_handlers or () if isinstance(h, DistributedDataParallelKwargs)]
         self._user_set_ddp = set(self.plugin.explicit_ddp_fields()).union(*(handler.to_kwargs() for handler in given))
         self._reductions: list[StepReduction] = []
+        # Accelerate's launcher does not tell several ranks about `use_cpu`.
+        kwargs.setdefault("cpu", several_ranks() and not torch.accelerator.is_available())
         super().__init__(*args, kwargs_handlers=self.plugin.to_handlers(kwargs_handlers), **kwargs)
+        check_ranks_train_together(self)
         if runs_ddp(self):
             leave_process_group_at_exit()
 

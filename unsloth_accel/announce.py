@@ -17,9 +17,10 @@ def announce(message: str, *arguments: object) -> None:
     """Logs a decision on rank 0 under the logger `unsloth_accel`, visible unless the user configured logging."""
     if not is_main_process():
         return
-    if not _logger.handlers and not logging.getLogger().handlers:
+    if not _logger.hasHandlers():
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         _logger.addHandler(handler)
+    if _logger.level == logging.NOTSET:
         _logger.setLevel(logging.INFO)
     _logger.info(message, *arguments)

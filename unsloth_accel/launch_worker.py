@@ -5,6 +5,7 @@ The folder is how the caller and the ranks talk: `plan.json` and `call.pkl` go i
 the ranks that it still lives.
 """
 
+import atexit
 import base64
 import faulthandler
 import fcntl
@@ -25,8 +26,12 @@ from typing import Any
 from .errors import PeerError
 
 
+_exit_code = [1]
+
+
 def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
+    atexit.register(_end)  # first in, last out: after the exit functions of every library
     _route_output(folder, rank)
     _die_with_caller(folder)
     _keep_stacks(folder, rank)
@@ -35,12 +40,24 @@ def main(folder: Path) -> None:
         result = _work(plan, folder)
         if rank == 0:
             _write_result(folder, result)
+        _leave_process_group()
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        return
     except BaseException as error:  # recorded for the caller, who raises it; this rank still fails
         _record_error(folder, rank, error)
-        sys.exit(1)
-    _leave_process_group()
+        return
+    _exit_code.append(0)
+
+
+def _end() -> None:
+    """Ends the process without the teardown of native libraries.
+
+    gloo's threads abort a process that exits while a process group, or a model that holds one, is alive ("terminate
+    called without an active exception", about one exit in ten), and the launcher then kills the ranks still at work.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_exit_code[-1])
 
 
 def _route_output(folder: Path, rank: int) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import ConfigurationError
@@ -131,3 +131,6 @@ class UnslothAcceleratorPlugin:
             setattr(ddp, name, value)
         if self.comm_hook != "no":
             ddp.comm_hook = DDPCommunicationHookType(self.comm_hook)
+
+
+PLUGIN_FIELDS = tuple(field.name for field in fields(UnslothAcceleratorPlugin))

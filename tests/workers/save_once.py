@@ -1,4 +1,4 @@
-"""Saving by every rank: python save_once.py gpu_path|cpu_backend BASE SHARDED_BASE OUT FULL_DISK.
+"""Saving by every rank: python save_once.py gpu_path|cpu_backend BASE OUT FULL_DISK.
 
 `gpu_path` runs the saving methods that Unsloth binds to models on a GPU, on a stock PEFT model: `UNSLOTH_ALLOW_CPU`
 imports them where there is no GPU. `cpu_backend` runs Unsloth's CPU backend.
@@ -15,7 +15,8 @@ from pathlib import Path
 
 
 RANK = int(os.environ["RANK"])
-path, base, sharded_base, out, full_disk = sys.argv[1], *map(Path, sys.argv[2:])
+os.environ.pop("UNSLOTH_DISABLE_STATISTICS", None)  # Set by launch.py; offline, Unsloth sends none anyway.
+path, base, out, full_disk = sys.argv[1], *map(Path, sys.argv[2:])
 seen: dict[str, object] = {}
 
 
@@ -64,8 +65,6 @@ def caught(key, function, *arguments, **options):
 
 def save_by_all(model, reference):
     """Without the fix, the weights of several ranks against those of one: how many attempts of five differ."""
-    import torch.distributed as dist
-
     wrong = 0
     for attempt in range(5):
         folder = out / f"broken-{attempt}"
@@ -80,12 +79,38 @@ def weights(folder):
     return {name: digest for name, digest in digests(folder).items() if name.endswith(".safetensors")}
 
 
+def touched(model):
+    """All that a fix may change: attributes of the model and of modules, the environment, the log filters."""
+    import logging
+
+    owners = [vars(model), vars(sys.modules["torch"]), os.environ]
+    owners += [vars(module) for name, module in sys.modules.items() if name.startswith("unsloth.models.")]
+    return [dict(owner) for owner in owners], list(logging.getLogger("unsloth_zoo.log").filters)
+
+
+def load_time_fixes(model):
+    """What `enable_multi_gpu()` applies before a model is loaded, on the functions of Unsloth's GPU path."""
+    import torch
+    from unsloth.models import _utils, loader
+
+    from unsloth_accel.fixes import apply_fixes
+
+    embeddings = model.get_input_embeddings().weight.detach().clone()
+    seen["named-device"] = [loader.is_automatic_device_map("cuda:0")]
+    with apply_fixes():
+        seen["named-device"].append(loader.is_automatic_device_map("cuda:0"))
+        _utils.offload_input_embeddings(model, str(out / "offloaded"))
+        seen["statistics"] = os.environ.get("UNSLOTH_DISABLE_STATISTICS")
+    moved = model.get_input_embeddings()
+    seen["offloaded"] = [moved._offloaded_file_location, torch.equal(moved.weight, embeddings)]
+
+
 def save_once(model, tokenizer, kind, **options):
     """One process's folder, then the fixed one of all ranks, as new folder and over an old export of other shards."""
     from unsloth_accel.fixes import apply_fixes
     from unsloth_accel.rank_first import run_once
 
-    before = dict(vars(model))
+    before = touched(model)
     run_once(lambda: model.save_pretrained_merged(out / f"{kind}-one", tokenizer, **options) and None, name="one")
     reference = digests(out / f"{kind}-one")
     if path == "gpu_path":
@@ -106,8 +131,9 @@ def save_once(model, tokenizer, kind, **options):
         sorted(digests(shared)) == sorted(expected),
         weights(shared) == weights(out / f"{kind}-one"),
     ]
+    dist.barrier()  # Rank 0 waits for nobody when it has saved.
     fixes.undo()
-    seen[f"{kind}-undone"] = dict(vars(model)) == before
+    seen[f"{kind}-undone"] = touched(model) == before
 
 
 def fail(model, tokenizer):
@@ -134,15 +160,29 @@ def die_while_writing():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def reshard():
+    """The merge keeps the shards of the base model."""
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(out / "sharded", max_shard_size="200KB")
+    tokenizer.save_pretrained(out / "sharded")
+    return out / "sharded"
+
+
 load = {"gpu_path": load_gpu_path, "cpu_backend": load_cpu_backend}[path]
 model, tokenizer = load(base)
-if path == "gpu_path":
-    import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+import torch.distributed as dist
+
+
+dist.init_process_group("gloo")
+if path == "gpu_path":
+    from transformers import AutoModelForCausalLM
+
+    from unsloth_accel.rank_first import run_once
+
     save_once(model, tokenizer, "whole")
-    model, tokenizer = load(sharded_base)
+    model, tokenizer = load(run_once(reshard, name="sharding the base model"))
     save_once(model, tokenizer, "sharded")
+    load_time_fixes(AutoModelForCausalLM.from_pretrained(base))
     fail(model, tokenizer)
 save_once(model, tokenizer, "sharded", max_shard_size="200KB")
 save_once(model, tokenizer, "whole")

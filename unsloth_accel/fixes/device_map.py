@@ -56,7 +56,7 @@ def names_first_gpu(device_map: Any) -> bool:
 FIX = Fix(
     name="device_map",
     symptom=(
-        'An old script with `device_map="cuda:0"` on N GPUs: CUDA out of memory on GPU 0, or "You can\'t train a model '
+        'An old script with `device_map="cuda:0"` on N GPUs: out of memory on GPU 0, or "You can\'t train a model '
         "that has been loaded in 8-bit or 4-bit precision on a different device than the one you're training on\"."
     ),
     remedy="Each rank loads on its own GPU, once `enable_multi_gpu()` ran before `from_pretrained`.",

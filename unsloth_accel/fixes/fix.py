@@ -33,8 +33,10 @@ class Fix:
         until (`str`, *optional*): The upstream version that ends it, "package version"; None while there is none.
         probe (`Callable[[Any], Verdict]`): Decides by version or signature whether the fix is needed for a model, or
             for the installation where the model is None.
-        apply (`Callable[[Any], Undo]`, *optional*): Applies the fix to the process, and to the model unless that is
-            None; returns what takes it back. None where nothing is patched because our trainers do it another way.
+        apply (`Callable[[Any], Undo]`, *optional*): Applies the fix and returns what takes it back. None where nothing
+            is patched because our trainers do it another way.
+        per_model (`bool`, *optional*, defaults to `False`): Whether `apply` changes the model it is given, instead of
+            the process.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Fix:
     until: str | None
     probe: Callable[[Any], Verdict]
     apply: Callable[[Any], Undo] | None
+    per_model: bool = False
 
 
 def replace_attribute(owner: Any, name: str, value: Any) -> Undo:

@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -84,11 +84,12 @@ def on_disk(dataset: datasets.Dataset) -> datasets.Dataset:
 
 def _save(dataset: datasets.Dataset, folder: Path) -> None:
     """Beside, then renamed: the folder is complete or not there. Of two ranks that save at once, either's is right."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = tempfile.mkdtemp(prefix=f"{folder.name}.incomplete-", dir=folder.parent)
+    beside = folder.with_name(f"{folder.name}.incomplete-{uuid.uuid4().hex}")
     try:
         dataset.save_to_disk(beside)
+        beside.rename(folder)
+    except OSError:
         if not folder.exists():
-            Path(beside).rename(folder)
+            raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -28,7 +28,10 @@ FIXES: tuple[Fix, ...] = (
     resume_on_cpu.FIX,
 )
 
-_applied: Counter[str] = Counter()
+# How many handles hold each fix. A patch of the process is made once and taken back with the last of them, so that
+# handles may be undone in any order.
+_holders: Counter[str] = Counter()
+_process_undo: dict[str, Undo] = {}
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,9 @@ class AppliedFixes:
         self._undos = undos
 
     def undo(self) -> None:
-        """Restores every attribute. A second call does nothing."""
-        _applied.subtract(self.names)
-        self.names = ()
+        """Restores every attribute, unless another handle still needs it. A second call does nothing."""
         undo_all(self._undos)
+        self.names = ()
 
     def __enter__(self) -> "AppliedFixes":
         return self
@@ -88,15 +90,26 @@ def apply_fixes(model: Any = None) -> AppliedFixes:
     Returns:
         [`AppliedFixes`]: The handle that takes them back.
     """
-    names: list[str] = []
-    undos: list[Undo] = []
-    if several_ranks():
-        for fix in FIXES:
-            if fix.probe(model).needed:
-                undos += [fix.apply(model)] if fix.apply is not None else []
-                names.append(fix.name)
-    _applied.update(names)
-    return AppliedFixes(tuple(names), undos)
+    needed = [fix for fix in FIXES if fix.probe(model).needed] if several_ranks() else []
+    return AppliedFixes(tuple(fix.name for fix in needed), [_hold(fix, model) for fix in needed])
+
+
+def _hold(fix: Fix, model: Any) -> Undo:
+    undo_model = None
+    if fix.apply is not None and fix.per_model:
+        undo_model = fix.apply(model) if model is not None else None
+    elif fix.apply is not None and not _holders[fix.name]:
+        _process_undo[fix.name] = fix.apply(model)
+    _holders[fix.name] += 1
+
+    def release() -> None:
+        _holders[fix.name] -= 1
+        if undo_model is not None:
+            undo_model()
+        if not _holders[fix.name] and fix.name in _process_undo:
+            _process_undo.pop(fix.name)()
+
+    return release
 
 
 def status(model: Any = None) -> list[FixStatus]:
@@ -104,6 +117,6 @@ def status(model: Any = None) -> list[FixStatus]:
     rows = []
     for fix in FIXES:
         verdict = fix.probe(model)
-        state = "applied" if _applied[fix.name] > 0 else "needed" if verdict.needed else "not needed"
+        state = "applied" if _holders[fix.name] else "needed" if verdict.needed else "not needed"
         rows.append(FixStatus(fix.name, state, verdict.reason, fix.symptom, fix.upstream, fix.until))
     return rows

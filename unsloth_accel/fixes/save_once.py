@@ -14,7 +14,7 @@ from .staging import staged
 
 
 # What Unsloth binds to a model instance: `patch_saving_functions` in unsloth/save.py, `_attach` in
-# unsloth_zoo/cpu/loader.py. `save_pretrained` and the plain `push_to_hub` are transformers' own.
+# unsloth_zoo/cpu/loader.py. `save_pretrained` is transformers' own: all ranks write the same bytes.
 WRITES_FOLDER = (
     "save_pretrained_merged",
     "save_pretrained_gguf",
@@ -22,7 +22,7 @@ WRITES_FOLDER = (
     "save_pretrained_openvino",
     "save_pretrained_ggml",
 )
-PUSHES = ("push_to_hub_merged", "push_to_hub_gguf", "push_to_hub_openvino", "push_to_hub_ggml")
+PUSHES = ("push_to_hub", "push_to_hub_merged", "push_to_hub_gguf", "push_to_hub_openvino", "push_to_hub_ggml")
 
 
 def probe(model: Any) -> Verdict:
@@ -37,7 +37,7 @@ def apply(model: Any) -> Undo:
     """Replaces the saving methods that are bound to `model`."""
     undos: list[Undo] = []
     for name in (*WRITES_FOLDER, *PUSHES):
-        original = vars(model).get(name) if model is not None else None
+        original = vars(model).get(name)
         if original is not None and not getattr(original, "_unsloth_accel_saves_once", False):
             undos.append(replace_attribute(model, name, _once(original, name in WRITES_FOLDER)))
     return lambda: undo_all(undos)
@@ -81,17 +81,17 @@ def _write(save_to: Callable[[str], Any], destination: str) -> Any:
 def _write_beside(save_to: Callable[[str], Any], destination: str) -> Any:
     with staged(destination) as beside:
         result = save_to(beside)
-    return _rebased(result, os.path.dirname(beside), os.path.dirname(os.path.normpath(destination)))
+    return _rebased(result, beside, os.path.normpath(destination))
 
 
-def _rebased(result: Any, beside: str, parent: str) -> Any:
+def _rebased(result: Any, beside: str, destination: str) -> Any:
     """Paths in what a saving method returns (a string, or lists and dicts of them) name the final place."""
-    if isinstance(result, str) and result.startswith(beside + os.sep):
-        return os.path.join(parent, os.path.relpath(result, beside))
+    if isinstance(result, str):
+        return destination + result.removeprefix(beside) if result.startswith(beside) else result
     if isinstance(result, list | tuple):
-        return type(result)(_rebased(value, beside, parent) for value in result)
+        return type(result)(_rebased(value, beside, destination) for value in result)
     if isinstance(result, dict):
-        return {key: _rebased(value, beside, parent) for key, value in result.items()}
+        return {key: _rebased(value, beside, destination) for key, value in result.items()}
     return result
 
 
@@ -106,4 +106,5 @@ FIX = Fix(
     until=None,
     probe=probe,
     apply=apply,
+    per_model=True,
 )

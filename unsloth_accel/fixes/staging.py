@@ -29,7 +29,7 @@ def staged(directory: str | os.PathLike[str]) -> Iterator[str]:
     Yields:
         `str`: The folder to write to instead.
     """
-    target = Path(os.path.normpath(directory))
+    target = Path(os.path.abspath(directory))
     holder = _holder(target)
     shutil.rmtree(holder, ignore_errors=True)
     holder.mkdir(parents=True)
@@ -42,9 +42,10 @@ def staged(directory: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def _holder(target: Path) -> Path:
-    """Beside the target; inside it where that is a file system of its own, as a mounted volume is."""
-    mounted = target.is_dir() and target.stat().st_dev != target.parent.stat().st_dev
-    return target / ".incomplete" if mounted else target.parent / f"{target.name}.incomplete"
+    """Beside the target; inside it where that is a mounted volume, or all that this user may write to."""
+    parent = target.parent
+    inside = target.is_dir() and (target.stat().st_dev != parent.stat().st_dev or not os.access(parent, os.W_OK))
+    return target / ".incomplete" if inside else parent / f"{target.name}.incomplete"
 
 
 def _move_into_place(source: Path, target: Path) -> None:

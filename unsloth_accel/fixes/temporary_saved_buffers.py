@@ -20,7 +20,7 @@ def probe(model: Any) -> Verdict:
 
 
 def apply(model: Any) -> Undo:
-    """Puts the rank below `temporary_location`. What is loaded before this is applied keeps the shared path."""
+    """Puts the rank into the path. What was moved to disk before this is applied keeps the shared one."""
     module = sys.modules.get(MODULE)
     if module is None:
         return lambda: None
@@ -30,7 +30,9 @@ def apply(model: Any) -> Undo:
     def offload_to_disk(
         W: Any, model: Any, name: str, temporary_location: str = "_unsloth_temporary_saved_buffers"
     ) -> Any:
-        return original(W, model, name, os.path.join(temporary_location, f"rank{os.environ['RANK']}"))
+        rank = f"rank{os.environ['RANK']}"
+        # The name, too: Unsloth appends the model's path, and one that is absolute replaces the location.
+        return original(W, model, f"{rank}-{name}", os.path.join(temporary_location, rank))
 
     return replace_attribute(module, "offload_to_disk", offload_to_disk)
 
@@ -38,8 +40,8 @@ def apply(model: Any) -> Undo:
 FIX = Fix(
     name="temporary_saved_buffers",
     symptom=(
-        "Training `embed_tokens` / `lm_head` with LoRA on N GPUs: FileExistsError for `_unsloth_temporary_saved_buffers`, "
-        'or "Bus error" (SIGBUS) on one rank.'
+        "Training `embed_tokens` / `lm_head` on N GPUs: FileExistsError for `_unsloth_temporary_saved_buffers`, or "
+        '"Bus error" (SIGBUS) on one rank.'
     ),
     remedy="Each rank offloads to a folder of its own, once `enable_multi_gpu()` ran before `get_peft_model`.",
     upstream="https://github.com/unslothai/unsloth/blob/main/unsloth/models/_utils.py",

@@ -8,7 +8,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..accelerator import configure_ddp, leave_process_group_at_exit, runs_ddp, say_choice
+from ..accelerator import check_ranks_train_together, configure_ddp, leave_process_group_at_exit, runs_ddp, say_choice
 from ..announce import announce
 from ..errors import ConfigurationError
 from ..fixes import apply_fixes
@@ -69,6 +69,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         self._step_reduction: StepReduction | None = None
         self._step_tokens: Tensor | float = 0
         super().__init__(*args, **kwargs)
+        check_ranks_train_together(self.accelerator)
         if runs_ddp(self.accelerator):
             leave_process_group_at_exit()
             self.add_callback(_reduction_callback(self))
