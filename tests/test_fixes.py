@@ -1,13 +1,14 @@
+import copy
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 
-from unsloth_accel.fixes import FIXES, Verdict, apply_fixes, registry, status
+from unsloth_accel.fixes import FIXES, Verdict, apply_fixes, registry, save_once, status
 from unsloth_accel.fixes.fix import Fix, replace_attribute
 from unsloth_accel.fixes.sharding import sharded_by
 from unsloth_accel.fixes.staging import staged
@@ -176,6 +177,47 @@ def test_an_adapter_does_not_replace_the_weights_of_a_model(tmp_path):
         "adapter_model.safetensors",
         "model.safetensors",
     ]
+
+
+class Model:
+    """Saves as Unsloth's models do: to a folder and a sibling of it, by a method bound to the instance."""
+
+    def __init__(self):
+        def save_pretrained_gguf(self, save_directory, tokenizer=None, push_to_hub=False):
+            for folder in (Path(save_directory), Path(f"{save_directory}_gguf")):
+                folder.mkdir(parents=True)
+                (folder / "file").write_text(str(id(self)))
+            return {"gguf_files": [f"{save_directory}_gguf/file"], "from": str(save_directory), "is_vlm": False}
+
+        self.save_pretrained_gguf = MethodType(save_pretrained_gguf, self)
+
+
+def test_what_a_saving_method_returns_names_the_final_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = Model()
+    before = dict(vars(model))
+    undo = save_once.apply(model)
+    save_once.apply(model)()
+    assert model.save_pretrained_gguf("out/model/") == {
+        "gguf_files": ["out/model_gguf/file"],
+        "from": "out/model",
+        "is_vlm": False,
+    }
+    assert sorted(path.name for path in Path("out").iterdir()) == ["model", "model_gguf"]
+    clone = copy.deepcopy(model)
+    clone.save_pretrained_gguf(save_directory=tmp_path / "clone")
+    assert (tmp_path / "clone" / "file").read_text() == str(id(clone))
+    undo()
+    assert vars(model) == before
+
+
+def test_a_repository_name_and_a_folder_on_kaggle_are_passed_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = Model()
+    save_once.apply(model)
+    assert model.save_pretrained_gguf("user/repo", None, True)["from"] == "user/repo"
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert model.save_pretrained_gguf("kaggle/model")["from"] == "kaggle/model"
 
 
 def test_the_registry_loads_nothing_heavy():

@@ -1,6 +1,7 @@
 """When gradients are averaged over the ranks, and the one agreed reduction that does it."""
 
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .errors import ConfigurationError, PeerError
 from .plugin import UnslothAcceleratorPlugin
+from .rank_first import leave_word, read_word
 
 
 if TYPE_CHECKING:
@@ -148,8 +150,13 @@ class StepReduction:
         self._reduce([p.grad for p in self._parameters], self._make_row(tokens, row, failed=False))
 
     def announce_failure(self) -> None:
-        """Joins the step's reduction as a failed rank, so that the others stop at once instead of waiting."""
+        """Joins the step's reduction as a failed rank, so that the others stop at once instead of waiting.
+
+        To be called where the error is handled: its traceback goes with it. Overlapped, the others already wait in
+        another collective, and the launcher ends them.
+        """
         if self.deferred:
+            leave_word(traceback.format_exc())
             self._reduce([None] * len(self._parameters), self._make_row(0, (), failed=True))
 
     def rows(self) -> list[list[float]]:
@@ -167,7 +174,7 @@ class StepReduction:
         rows = [numbers[start : start + self.row_size] for start in range(0, len(numbers), self.row_size)]
         failed = [rank for rank, said in enumerate(rows) if said[FAILED]]
         if failed:
-            raise PeerError(f"Rank {failed[0]} failed in this optimizer step; see its own traceback.")
+            raise PeerError(f"Rank {failed[0]} failed in this optimizer step:\n{read_word(failed[0])}")
         return rows
 
     def _make_row(self, tokens: Tensor | float, row: Sequence[float], *, failed: bool) -> Tensor:

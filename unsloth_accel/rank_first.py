@@ -77,6 +77,17 @@ def run_once(work: Callable[[], T], *, name: str, scope: Scope = "world", timeou
     return result
 
 
+def leave_word(text: str) -> None:
+    """Leaves a text of this rank in the store, for [`read_word`]."""
+    _store().set(f"word/{_from_launcher('RANK')}", text)
+
+
+def read_word(rank: int) -> str:
+    """The text that `rank` left. Waits for it as long as a store waits, so call it when it is known to be there."""
+    word: bytes = _store().get(f"word/{rank}")
+    return word.decode()
+
+
 def several_ranks() -> bool:
     """Whether the launcher started more than one rank, known before any process group exists."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -43,6 +43,7 @@ import trl
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM
 
+from unsloth_accel.fixes import apply_fixes
 from unsloth_accel.fixes.tokenize_once import prepare_once
 
 
@@ -132,6 +133,24 @@ def run_trl():
     prepared("killed", unprepared)
 
 
+def seconds_in_window():
+    """How long this rank needs for a rank-first window in which rank 0 raises; 2 s after it, rank 0 lets all go."""
+    state = PartialState()
+    state.wait_for_everyone()
+    began = time.monotonic()
+    try:
+        with state.main_process_first():
+            if RANK == 0:
+                raise OSError("disk full")
+    except OSError:
+        pass
+    seconds = time.monotonic() - began
+    if RANK == 0:
+        time.sleep(2)
+    state.wait_for_everyone()
+    return seconds
+
+
 def run_gpu_path():
     from unsloth.chat_templates import train_on_responses_only
 
@@ -165,8 +184,13 @@ def counting_masks(mask):
 
 
 def run_second():
-    """What `run_trl` began with, in a second job."""
+    """What `run_trl` began with, in a second job. Then a first rank that fails in Accelerate's rank-first window."""
     prepared("memory", datasets.Dataset.from_list(texts(300)))
+    before = dict(vars(PartialState))
+    seen["window"] = [seconds_in_window()]
+    with apply_fixes():
+        seen["window"].append(seconds_in_window())
+    seen["undone"] = dict(vars(PartialState)) == before
     (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..rank_first import several_ranks
 from . import (
     device_map,
+    main_process_first,
     resume_on_cpu,
     save_once,
     statistics,
@@ -21,6 +22,7 @@ from .fix import Fix, Undo, undo_all
 FIXES: tuple[Fix, ...] = (
     save_once.FIX,
     tokenize_once.FIX,
+    main_process_first.FIX,
     temporary_saved_buffers.FIX,
     device_map.FIX,
     statistics.FIX,

@@ -1,0 +1,55 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from launch import ROOT
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    """What a kernel gets: this checkout, no network, and a quiet Unsloth."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "compiled"),
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+    }
+
+
+def test_there_are_three_and_they_are_stored_without_outputs():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text())["cells"]
+        assert path.stat().st_size < 20_000, path
+        assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")], path
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs_top_to_bottom(path, tmp_path):
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=150, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute(env=environment(tmp_path))
+
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") for output in outputs)
+    images = [output for output in outputs if "image/png" in output.get("data", {})]
+    expected = {
+        "01": ("largest difference", "row 17 has no text"),
+        "02": ("per_device_train_batch_size = 2", "UnslothAcceleratedSFTTrainer on 2 ranks", "save_once"),
+        "03": ("largest difference", "tokens per second on 2 ranks"),
+    }[path.name[:2]]
+    for words in expected:
+        assert words in text, text[-2000:]
+    assert len(images) == (3 if path.name.startswith("03") else 0)

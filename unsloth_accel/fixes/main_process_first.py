@@ -1,0 +1,52 @@
+"""Lets the other ranks go on when the first one fails in Accelerate's `main_process_first`."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from .fix import Fix, Undo, Verdict, replace_attribute, undo_all
+
+
+def probe(model: Any) -> Verdict:
+    """Every release of Accelerate so far leaves the window without a barrier when the block raises."""
+    return Verdict(True, "a first rank whose block raises never reaches the barrier that the other ranks wait in")
+
+
+def apply(model: Any) -> Undo:
+    """Replaces both windows of `PartialState`; `Accelerator` and TRL use them."""
+    from accelerate import PartialState
+
+    def main_process_first(self: PartialState) -> AbstractContextManager[None]:
+        return _goes_first(self, self.is_main_process)
+
+    def local_main_process_first(self: PartialState) -> AbstractContextManager[None]:
+        return _goes_first(self, self.is_local_main_process)
+
+    replacements = (main_process_first, local_main_process_first)
+    undos = [replace_attribute(PartialState, function.__name__, function) for function in replacements]
+    return lambda: undo_all(undos)
+
+
+@contextmanager
+def _goes_first(state: Any, is_main: bool) -> Iterator[None]:
+    if not is_main:
+        state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if is_main:
+            state.wait_for_everyone()
+
+
+FIX = Fix(
+    name="main_process_first",
+    symptom=(
+        "An error on rank 0 while data are prepared (disk full, a dead worker process) is swallowed or shown, and the "
+        "other ranks hang for ever."
+    ),
+    remedy="The first rank reaches the barrier also when its block raises, so the others run it and see for themselves.",
+    upstream="https://github.com/huggingface/accelerate/blob/main/src/accelerate/state.py",
+    until=None,
+    probe=probe,
+    apply=apply,
+)
