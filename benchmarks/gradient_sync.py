@@ -100,6 +100,8 @@ def run(mode, model, tokenizer, rows, options):
         trainer = UnslothAcceleratedSFTTrainer(**common, callbacks=[clock], plugin=plugin)
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
+    if mode != "plain":
+        trainer.applied_fixes.undo()  # the next run of plain Unsloth is plain
     peak = torch.cuda.max_memory_allocated() / 2**30
     waits = [row[2] * 1000 for rows_of_step in getattr(trainer, "rank_rows", []) for row in rows_of_step[:1]]
     ddp = trainer.model_wrapped

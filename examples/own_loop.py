@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from unsloth_accel import UnslothAccelerator  # before transformers: the next line imports unsloth
+
+
 from unsloth import FastLanguageModel  # isort: skip
 import torch
 from torch.utils.data import DataLoader

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from launch import ROOT, launch
 
+from launch import ROOT, launch
 from unsloth_accel import ConfigurationError, MultiGPUConfig, multi_gpu
 
 

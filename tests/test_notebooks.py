@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from launch import ROOT
 
 
@@ -47,8 +48,8 @@ def test_the_notebook_runs_top_to_bottom(path, tmp_path):
     images = [output for output in outputs if "image/png" in output.get("data", {})]
     expected = {
         "01": ("largest difference", "row 17 has no text"),
-        "02": ("per_device_train_batch_size = 2", "UnslothAcceleratedSFTTrainer on 2 ranks", "save_once"),
-        "03": ("largest difference", "tokens per second on 2 ranks"),
+        "02": ("per_device_train_batch_size = 2", "UnslothAcceleratedSFTTrainer on", "save_once"),
+        "03": ("largest difference", "tokens per second on"),
     }[path.name[:2]]
     for words in expected:
         assert words in text, text[-2000:]

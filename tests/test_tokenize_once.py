@@ -88,7 +88,7 @@ def test_one_of_four_ranks_tokenises_for_all(tiny_model, read_only, cache, tmp_p
     second = ranks_of("second", tmp_path, 2)
     assert tokenised(second, "memory") == [0, 0]
     assert second[0]["memory"]["rows"] == ranks[0]["memory"]["rows"]
-    # Unfixed, the other rank leaves the window only when rank 0 happens to enter another barrier.
+    # Unfixed, the other rank leaves the window only when rank 0 enters another barrier, 2 s later.
     unfixed, fixed = second[1]["window"]
     assert unfixed > 1.9
     assert fixed < 1

@@ -100,7 +100,8 @@ class StepReduction:
     """One reduction per optimizer step: gradients, if deferred, and one row of numbers from every rank.
 
     Torch's DDP reduces inside backward. Under Unsloth's reentrant checkpointing its hooks can fire twice, and a rank
-    that fails in backward leaves the others waiting. Deferred, DDP's reducer is never armed and this class averages all gradients in one flat all-reduce after the last micro-batch.
+    that fails in backward leaves the others waiting. Deferred, DDP's reducer is never armed and this class averages
+    all gradients in one flat all-reduce after the last micro-batch.
 
     Args:
         model (`DistributedDataParallel`):

@@ -68,8 +68,8 @@ class UnslothAcceleratorPlugin:
             setattr(self, name, self._boolean(name))
         if self.gradient_sync == "deferred" and self.comm_hook != "no":
             raise ConfigurationError(
-                f"`comm_hook={self.comm_hook!r}` compresses inside DDP's reducer, which `gradient_sync='deferred'` does "
-                "not use. Leave `comm_hook` at 'no', or set `gradient_sync='overlapped'`."
+                f"`comm_hook={self.comm_hook!r}` compresses inside DDP's reducer, which `gradient_sync='deferred'` "
+                "does not use. Leave `comm_hook` at 'no', or set `gradient_sync='overlapped'`."
             )
 
     def _read(self, name: str) -> tuple[str, object]:

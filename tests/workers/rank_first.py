@@ -62,7 +62,7 @@ def agree():
 def killed():
     """The working rank of the second node is killed: its heartbeat stops, whoever hosts the store."""
     rank_first.HEARTBEAT_SECONDS, rank_first.SILENCE_SECONDS = 0.2, 3.0
-    rank_first.REPORT_SECONDS = rank_first.LEAVE_SECONDS = 1.0
+    rank_first.REPORT_SECONDS, rank_first.LEAVE_SECONDS = 1.0, 6.0
     run_once(lambda: None, name="starting")
     os.environ["LOCAL_RANK"] = str(RANK % 2)
     if RANK >= 2:

@@ -45,7 +45,7 @@ class Case:
 
 
 class CollectiveCount(TrainerCallback):
-    """What the ranks exchange from the start of each step's first micro-batch to the step's end, as torch records it."""
+    """What the ranks exchange in each step, from its first micro-batch on, as torch's profiler records it."""
 
     def __init__(self):
         self.steps = []

@@ -44,7 +44,7 @@ FIX = Fix(
         "An error on rank 0 while data are prepared (disk full, a dead worker process) is swallowed or shown, and the "
         "other ranks hang for ever."
     ),
-    remedy="The first rank reaches the barrier also when its block raises, so the others run it and see for themselves.",
+    remedy="The first rank reaches the barrier also when its block raises, so the others go on.",
     upstream="https://github.com/huggingface/accelerate/blob/main/src/accelerate/state.py",
     until=None,
     probe=probe,

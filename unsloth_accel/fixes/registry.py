@@ -9,6 +9,7 @@ from ..rank_first import several_ranks
 from . import (
     device_map,
     main_process_first,
+    packed_attention,
     resume_on_cpu,
     save_once,
     statistics,
@@ -28,6 +29,7 @@ FIXES: tuple[Fix, ...] = (
     statistics.FIX,
     training_banner.FIX,
     resume_on_cpu.FIX,
+    packed_attention.FIX,
 )
 
 # How many handles hold each fix. A patch of the process is made once and taken back with the last of them, so that

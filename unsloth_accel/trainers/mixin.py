@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..accelerator import check_ranks_train_together, configure_ddp, leave_process_group_at_exit, runs_ddp, say_choice
 from ..announce import announce
 from ..errors import ConfigurationError
-from ..fixes import apply_fixes
+from ..fixes import AppliedFixes, apply_fixes
 from ..fixes.tokenize_once import prepare_once
 from ..gradient_sync import RANK_FIELDS, GradientSyncChoice, StepReduction
 from ..plugin import UnslothAcceleratorPlugin
@@ -45,6 +45,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
             The choices for data-parallel training. Defaults to one read from the environment.
 
     Attributes:
+        applied_fixes ([`AppliedFixes`]):
+            The handle that takes back the fixes this trainer applied.
         rank_rows (`list[list[list[float]]]`):
             For each optimizer step of this run, for each rank: failed, tokens, seconds this rank waited in the
             reduction before, peak GPU memory in GiB, then the trainer's own numbers.
@@ -64,6 +66,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
 
     def __init__(self, *args: Any, plugin: UnslothAcceleratorPlugin | None = None, **kwargs: Any) -> None:
         self.plugin = plugin or UnslothAcceleratorPlugin()
+        self.applied_fixes = AppliedFixes((), [])
         self.rank_rows: list[list[list[float]]] = []
         self._gradient_sync: GradientSyncChoice | None = None
         self._step_reduction: StepReduction | None = None
@@ -73,7 +76,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         if runs_ddp(self.accelerator):
             leave_process_group_at_exit()
             self.add_callback(_reduction_callback(self))
-            apply_fixes(self.model)
+            self.applied_fixes = apply_fixes(self.model)
             if self._gradient_sync is not None:
                 say_choice(self._gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
         elif self.accelerator.num_processes > 1:
