@@ -1,4 +1,4 @@
-"""What plain Unsloth cannot train on 2 GPUs and this package can, with real kernels; docs/gradient_sync.md has a run."""
+"""What plain Unsloth cannot train on 2 GPUs and this package can, with real kernels (docs/gradient_sync.md)."""
 
 import json
 import os
