@@ -2,9 +2,9 @@
 
     python benchmarks/tokenize_once.py --rows 50000 --num_processes 4
 
-For each case a fresh job with an empty cache builds TRL's trainer on the same rows; what counts is the user and system time
-of all ranks and their workers inside `_prepare_dataset`. The target: with `prepare_once`, N ranks cost at most 1.2
-times what one rank costs.
+For each case a fresh job with an empty cache builds TRL's trainer on the same rows; what counts is the user and system
+time of all ranks and their workers inside `_prepare_dataset`. The target: with `prepare_once`, N ranks cost at most
+1.2 times what one rank costs.
 """
 
 import argparse

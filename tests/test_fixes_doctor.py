@@ -17,7 +17,8 @@ def test_doctor_lists_every_fix_with_its_reason(capsys):
     run()
     said = capsys.readouterr().out
     for fix in FIXES:
-        assert f"{fix.name}: needed ({fix.probe(None).reason})" in said
+        verdict = fix.probe(None)
+        assert f"{fix.name}: {'needed' if verdict.needed else 'not needed'} ({verdict.reason})" in said
     for package in FLOORS:
         assert package in said
 

@@ -67,6 +67,10 @@ def test_one_of_four_ranks_tokenises_for_all(tiny_model, read_only, cache, tmp_p
     assert tokenised(ranks, "formatted") == [300, 0, 0, 0]
     assert_same_rows(ranks, "formatted", 300)
     assert ranks[0]["formatted"]["rows"] != ranks[0]["memory"]["rows"]
+    # What `datasets` cannot hash, or is told not to cache, it repeats in the next run, but not on each rank.
+    for key in ("unhashable", "uncached"):
+        assert tokenised(ranks, key) == [300, 0, 0, 0]
+        assert_same_rows(ranks, key, 300)
     # Ranks that were given different rows keep them.
     assert [rank["different"]["count"] for rank in ranks] == [100, 101, 102, 103]
     assert tokenised(ranks, "streaming") == tokenised(ranks, "streaming")[:1] * 4

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .announce import announce
 from .configs import config_path
 from .errors import ConfigurationError
+from .fixes import apply_fixes
 from .fixes import status as fix_status
 from .fixes.fix import Undo, undo_all
 from .multi_gpu_config import DDPBackend, MultiGPUConfig
@@ -127,13 +128,17 @@ class MultiGPUHandle:
         self._trainer: UnslothAcceleratedSFTTrainer | None = None
         self._changed: dict[str, Decision] = {}
         self._undos: list[Undo] = [redirect(owner, self._initialize) for owner in sft_trainer_classes()]
+        # What concerns loading has to be mended before the script loads its model.
+        self._undos.append(apply_fixes().undo)
         if config.debug:
             self._undos += _debug()
 
     def disable(self) -> None:
-        """Restores everything. A trainer that was made before stays what it is. A second call does nothing."""
+        """Restores everything. A trainer that was made before stays of its class. A second call does nothing."""
         global _active
         undo_all(self._undos)
+        if self._trainer is not None:
+            self._trainer.applied_fixes.undo()
         if _active is self:
             _active = None
 

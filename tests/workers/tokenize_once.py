@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -117,6 +118,11 @@ def run_trl():
     prepared("files", files, packing=True)
     prepared("files unfixed", on_files("others", texts(200)), kind=Unfixed)
     prepared("formatted", memory, formatting_func=lambda row: row["text"].upper())
+    lock = threading.Lock()
+    prepared("unhashable", memory, formatting_func=lambda row: row["text"].title() if not lock.locked() else "")
+    datasets.disable_caching()
+    prepared("uncached", memory)
+    datasets.enable_caching()
     prepared("different", datasets.Dataset.from_list(texts(100 + RANK)))
     prepared("streaming", datasets.Dataset.from_list(texts(20)).to_iterable_dataset(), max_steps=1)
     unprepared = datasets.Dataset.from_list(texts(500, first=5000))

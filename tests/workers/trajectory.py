@@ -79,6 +79,10 @@ def add_adapter(model, kind, checkpointing):
     if ON_GPU:  # ranks of one node must not share the file that embeddings are offloaded to
         options["temporary_location"] = f"_buffers_{RANK}"
     model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=checkpointing, **options)
+    if kind == "fp16":  # a scaler needs parameters in float32
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     if kind == "two_adapters":
         model.add_adapter("second", LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
         model.base_model.set_adapter(["default", "second"])

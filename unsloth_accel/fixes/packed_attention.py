@@ -5,10 +5,8 @@ import importlib
 import inspect
 from typing import Any
 
+from ..imports import load_unsloth
 from .fix import Fix, Undo, Verdict, replace_attribute
-
-
-MODULE = "unsloth.utils.attention_dispatch"
 
 
 def probe(model: Any) -> Verdict:
@@ -19,7 +17,7 @@ def probe(model: Any) -> Verdict:
         return Verdict(False, "no GPU")
     if torch.cuda.get_device_capability()[0] < 8:
         return Verdict(False, "torch's varlen kernel needs compute capability 8.0")
-    dispatch = importlib.import_module(MODULE)
+    dispatch = _dispatch()
     if dispatch.HAS_FLASH_ATTENTION or dispatch.HAS_XFORMERS:
         return Verdict(False, "flash-attn or xformers packs documents in one launch")
     if "enable_gqa" in inspect.signature(_varlen_attn()).parameters:
@@ -29,7 +27,7 @@ def probe(model: Any) -> Verdict:
 
 def apply(model: Any) -> Undo:
     """Gives Unsloth a varlen kernel that expands grouped heads itself."""
-    return replace_attribute(importlib.import_module(MODULE), "_TORCH_VARLEN_ATTN", varlen_with_grouped_heads)
+    return replace_attribute(_dispatch(), "_TORCH_VARLEN_ATTN", varlen_with_grouped_heads)
 
 
 def varlen_with_grouped_heads(query: Any, key: Any, value: Any, *args: Any, enable_gqa: bool, **kwargs: Any) -> Any:
@@ -50,6 +48,11 @@ def varlen_with_grouped_heads(query: Any, key: Any, value: Any, *args: Any, enab
         groups = query.shape[1] // key.shape[1]
         key, value = (heads.repeat_interleave(groups, dim=1) for heads in (key, value))
     return _varlen_attn()(query, key, value, *args, **kwargs)
+
+
+def _dispatch() -> Any:
+    load_unsloth()
+    return importlib.import_module("unsloth.utils.attention_dispatch")
 
 
 @functools.cache

@@ -71,7 +71,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
         self._gradient_sync: GradientSyncChoice | None = None
         self._step_reduction: StepReduction | None = None
         self._step_tokens: Tensor | float = 0
-        super().__init__(*args, **kwargs)
+        with apply_fixes():  # while the data are prepared; what concerns the model follows
+            super().__init__(*args, **kwargs)
         check_ranks_train_together(self.accelerator)
         if runs_ddp(self.accelerator):
             leave_process_group_at_exit()

@@ -1,0 +1,180 @@
+"""`UnslothAccelerator`: Accelerate's own results on several ranks, the stock class on one."""
+
+import json
+import math
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from launch import ROOT, launch
+from unsloth_accel import ConfigurationError, UnslothAccelerator, UnslothAcceleratorPlugin
+from unsloth_accel.accelerator import configure_ddp
+
+
+WORKER = ROOT / "tests" / "workers" / "accelerator.py"
+TOLERANCE = 1e-6
+
+
+def results(out, ranks=2):
+    return [json.loads(out.with_name(f"out-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("agree") / "out"
+    launched = launch(WORKER, "agree", out, timeout=90)
+    return SimpleNamespace(out=out, stderr=launched.stderr, ranks=results(out))
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("mode", ["deferred", "overlapped"])
+def test_two_ranks_get_the_weights_of_stock_accelerate(mode, accumulation, done):
+    for rank in done.ranks:
+        ours, stock = rank["runs"][f"{mode} {accumulation}"], rank["runs"][f"stock {accumulation}"]
+        assert len(stock["norms"]) == 2 * math.ceil(5 / accumulation)
+        assert ours["norms"] == pytest.approx(stock["norms"], rel=TOLERANCE)
+        assert ours["weights"] == pytest.approx(stock["weights"], abs=TOLERANCE)
+        assert ours["weights"] == done.ranks[0]["runs"][f"{mode} {accumulation}"]["weights"]
+
+
+@pytest.mark.gloo
+def test_freeing_memory_hands_the_gradients_back_to_ddp(done):
+    runs = done.ranks[0]["runs"]
+    assert runs["deferred 1"]["DDP in charge"] == [False, True]
+    assert runs["overlapped 1"]["DDP in charge"] == [True, True]
+    assert runs["deferred 1"]["forward sync"] is True
+
+
+@pytest.mark.gloo
+def test_the_rule_fills_in_what_the_user_left_open(done):
+    rule = {"find_unused_parameters": False, "gradient_as_bucket_view": True, "static_graph": False}
+    assert done.ranks[0]["by rule"].items() >= rule.items()
+    assert done.ranks[0]["by rule"]["require_backward_grad_sync"]
+
+
+@pytest.mark.gloo
+def test_values_in_the_users_handler_win(done):
+    found = done.ranks[0]["by handler"]
+    assert found["find_unused_parameters"]
+    assert found["bucket_mb"] == 3
+    assert not done.ranks[0]["by plugin"]["gradient_as_bucket_view"]
+
+
+@pytest.mark.gloo
+def test_a_static_graph_or_hook_in_the_users_handler_puts_ddp_in_charge(done):
+    found = done.ranks[0]["static graph"]
+    assert found["static_graph"]
+    assert found["require_backward_grad_sync"]
+    found = done.ranks[0]["hook"]
+    assert found["hooks"] == 1
+    assert found["require_backward_grad_sync"]
+
+
+@pytest.mark.gloo
+def test_a_split_model_is_refused_on_every_rank(done):
+    for rank in done.ranks:
+        assert "`model` is split over cpu, meta; " in rank["split"]
+
+
+@pytest.mark.gloo
+def test_a_model_that_only_evaluates_is_left_to_accelerate(done):
+    assert done.ranks[0]["evaluated"] == "Sequential"
+    assert "gradients deferred: 0 MiB" not in done.stderr, "nothing is chosen for it"
+
+
+@pytest.mark.gloo
+def test_the_choice_is_said_once_for_each_model_by_rank_0(done):
+    assert done.stderr.count("2 ranks, gradients deferred: `gradient_sync='deferred'` was asked for") == 2
+    assert done.stderr.count("2 ranks, gradients overlapped: a communication hook or static graph was asked for") == 2
+
+
+@pytest.mark.gloo
+def test_the_process_group_is_destroyed_at_the_end(done):
+    for rank in range(2):
+        assert done.out.with_name(f"out-{rank}.group").read_text() == "destroyed"
+
+
+@pytest.mark.gloo
+def test_an_error_inside_accumulate_stops_every_rank_at_once(tmp_path):
+    began = time.monotonic()
+    ended = launch(WORKER, "fail", tmp_path / "out", timeout=60, expect_failure=True)
+    assert time.monotonic() - began < 30
+    assert "Rank 1 failed" in json.loads((tmp_path / "out-0.json").read_text())["text"]
+    assert "[rank0]: unsloth_accel.errors.PeerError: Rank 1 failed" in ended.stderr
+    assert '[rank1]:     raise ValueError("a row that only rank 1 has")' in ended.stderr
+    assert "[rank1]: ValueError: a row that only rank 1 has" in ended.stderr
+
+
+@pytest.mark.multigpu
+def test_an_overflow_on_one_rank_skips_the_step_on_all(tmp_path):
+    launch(WORKER, "fp16", tmp_path / "out", config="ddp", timeout=120)
+    first, second = results(tmp_path / "out")
+    assert first["deferred"] == second["deferred"]
+    assert first["deferred"]["skipped"][2]
+    for key in ("skipped", "scale"):
+        assert first["deferred"][key] == first["stock"][key]
+    assert first["deferred"]["weights"] == pytest.approx(first["stock"]["weights"], abs=1e-4)
+
+
+def train_alone(accelerator):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model, optimizer = accelerator.prepare(model, optimizer)
+    for _ in range(3):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(torch.ones(2, 4)).sum())
+            optimizer.step()
+            optimizer.zero_grad()
+    return model
+
+
+def test_one_process_is_the_stock_class_bit_for_bit(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # torch's optimizers set it for good
+    stock = train_alone(Accelerator(cpu=True, gradient_accumulation_steps=2))
+    ours = train_alone(UnslothAccelerator(cpu=True, gradient_accumulation_steps=2))
+    assert type(ours) is type(stock) is nn.Linear
+    assert torch.equal(ours.weight, stock.weight)
+
+
+def test_an_error_in_one_process_passes_unchanged():
+    accelerator = UnslothAccelerator(cpu=True)
+    with pytest.raises(KeyError, match="mine"), accelerator.accumulate(accelerator.prepare(nn.Linear(1, 1))):
+        raise KeyError("mine")
+
+
+def test_ranks_that_would_train_apart_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ConfigurationError, match=r"`WORLD_SIZE` is 2, but Accelerate sees 1 process: .*use_cpu=True"):
+        UnslothAccelerator(cpu=False)
+
+
+def changing_graph():
+    """As a mixture of experts: text batches differ in what they train."""
+    model = nn.ModuleDict({"experts": nn.Linear(2, 2)})
+    model.config = SimpleNamespace()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "mode", "user_set", "expected"),
+    [
+        (nn.Linear(2, 2), "overlapped", set(), {"find_unused_parameters": False, "gradient_as_bucket_view": True}),
+        (changing_graph(), "overlapped", set(), {"find_unused_parameters": True, "gradient_as_bucket_view": True}),
+        (changing_graph(), "overlapped", {"find_unused_parameters"}, {"find_unused_parameters": False}),
+        (changing_graph(), "deferred", set(), {"find_unused_parameters": False, "gradient_as_bucket_view": False}),
+    ],
+    ids=["dense", "experts", "experts, but the user says no", "deferred"],
+)
+def test_the_rule_for_ddps_settings(model, mode, user_set, expected):
+    handler = DistributedDataParallelKwargs()
+    choice = configure_ddp(model, UnslothAcceleratorPlugin(gradient_sync=mode), handler, user_set)
+    assert choice.mode == mode
+    assert {name: getattr(handler, name) for name in expected} == expected

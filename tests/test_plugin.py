@@ -1,0 +1,130 @@
+"""The plugin: where a field's value comes from, what is refused, and what Accelerate is given."""
+
+import pytest
+
+from unsloth_accel import ConfigurationError, UnslothAcceleratorPlugin
+from unsloth_accel.plugin import PLUGIN_FIELDS
+
+
+# field, its default, a value given as an argument, the text of another one in the environment, and what that means
+FIELDS = [
+    ("gradient_sync", "auto", "overlapped", "deferred", "deferred"),
+    ("comm_hook", "no", "bf16", "fp16", "fp16"),
+    ("find_unused_parameters", None, False, "true", True),
+    ("static_graph", None, True, "0", False),
+    ("gradient_as_bucket_view", None, True, "No", False),
+]
+CHOICES = {
+    "gradient_sync": ["'auto'", "'deferred'", "'overlapped'"],
+    "comm_hook": ["'no'", "'bf16'", "'fp16'"],
+}
+
+
+def variable(field):
+    return f"UNSLOTH_ACCEL_{field.upper()}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_the_environment(monkeypatch):
+    for field in PLUGIN_FIELDS:
+        monkeypatch.delenv(variable(field), raising=False)
+
+
+def test_every_field_is_tested_here():
+    assert set(PLUGIN_FIELDS) == {field for field, *_ in FIELDS}
+
+
+@pytest.mark.parametrize(("field", "default", "given", "text", "meant"), FIELDS)
+def test_a_field_comes_from_the_argument_else_the_environment_else_the_default(
+    field, default, given, text, meant, monkeypatch
+):
+    assert getattr(UnslothAcceleratorPlugin(), field) == default
+    monkeypatch.setenv(variable(field), text)
+    assert getattr(UnslothAcceleratorPlugin(), field) == meant
+    assert getattr(UnslothAcceleratorPlugin(**{field: given}), field) == given
+    assert given != meant
+
+
+@pytest.mark.parametrize("text", ["1", "true", "True", "YES", "0", "false", "No"])
+def test_the_environment_spells_booleans_in_many_ways(text, monkeypatch):
+    monkeypatch.setenv(variable("static_graph"), text)
+    assert UnslothAcceleratorPlugin().static_graph is (text.lower() in ("1", "true", "yes"))
+
+
+@pytest.mark.parametrize("source", ["argument", "environment"])
+@pytest.mark.parametrize("field", PLUGIN_FIELDS)
+def test_a_bad_value_is_refused_by_name_with_what_is_allowed(field, source, monkeypatch):
+    arguments = {field: "sideways"} if source == "argument" else {}
+    if source == "environment":
+        monkeypatch.setenv(variable(field), "sideways")
+    with pytest.raises(ConfigurationError) as caught:
+        UnslothAcceleratorPlugin(**arguments)
+    message = str(caught.value)
+    assert f"`{field if source == 'argument' else variable(field)}`" in message
+    assert "got 'sideways'" in message
+    for allowed in CHOICES.get(field, ["true", "false"]):
+        assert allowed in message
+
+
+@pytest.mark.parametrize("value", ["true", 1, 0])
+def test_an_argument_that_only_looks_like_a_boolean_is_refused(value):
+    with pytest.raises(ConfigurationError, match=f"`static_graph` must be true or false, got {value!r}"):
+        UnslothAcceleratorPlugin(static_graph=value)
+
+
+def test_a_hook_and_deferred_gradients_exclude_each_other(monkeypatch):
+    with pytest.raises(ConfigurationError, match=r"`comm_hook='bf16'` .* `gradient_sync='deferred'`"):
+        UnslothAcceleratorPlugin(gradient_sync="deferred", comm_hook="bf16")
+    monkeypatch.setenv(variable("comm_hook"), "fp16")
+    with pytest.raises(ConfigurationError, match="`comm_hook='fp16'`"):
+        UnslothAcceleratorPlugin(gradient_sync="deferred")
+    assert UnslothAcceleratorPlugin(gradient_sync="overlapped").comm_hook == "fp16"
+
+
+def test_an_unknown_field_is_a_type_error():
+    with pytest.raises(TypeError, match="gradient_synch"):
+        UnslothAcceleratorPlugin(gradient_synch="auto")
+
+
+def test_fields_are_named_never_counted():
+    with pytest.raises(TypeError, match="positional"):
+        UnslothAcceleratorPlugin("auto")
+
+
+def test_the_users_own_handlers_stay_with_their_values():
+    from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
+
+    scaler = GradScalerKwargs(init_scale=16.0)
+    ddp = DistributedDataParallelKwargs(bucket_cap_mb=7, static_graph=True)
+    handlers = UnslothAcceleratorPlugin(find_unused_parameters=True).to_handlers([scaler, ddp])
+    assert [id(handler) for handler in handlers] == [id(scaler), id(ddp)]
+    assert (ddp.bucket_cap_mb, ddp.static_graph, ddp.find_unused_parameters) == (7, True, True)
+
+
+@pytest.mark.parametrize("given", [None, []])
+def test_without_a_ddp_handler_one_is_made(given):
+    from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
+
+    plugin = UnslothAcceleratorPlugin(comm_hook="bf16", gradient_as_bucket_view=True)
+    (handler,) = plugin.to_handlers(given)
+    assert type(handler) is DistributedDataParallelKwargs
+    assert handler.to_kwargs() == {"gradient_as_bucket_view": True}
+    assert handler.comm_hook is DDPCommunicationHookType.BF16
+    assert not given, "the user's own list is left alone"
+
+
+def test_fields_left_alone_do_not_touch_the_handler():
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    given = DistributedDataParallelKwargs(static_graph=True, find_unused_parameters=True)
+    before = given.to_kwargs()
+    UnslothAcceleratorPlugin().to_handlers([given])
+    assert given.to_kwargs() == before
+
+
+def test_the_ddp_handler_is_accepted_by_accelerate_itself():
+    """Accelerate looks handlers up by exact class: what the plugin makes must be one it knows."""
+    from accelerate import Accelerator
+
+    plugin = UnslothAcceleratorPlugin(find_unused_parameters=True, comm_hook="fp16")
+    assert Accelerator(cpu=True, kwargs_handlers=plugin.to_handlers(None)).ddp_handler.find_unused_parameters
