@@ -40,8 +40,9 @@ def test_resuming_is_left_alone_on_accelerators(monkeypatch):
     assert resume_on_cpu.probe(None).needed
 
 
-def test_the_banner_is_printed_once_with_all_gpus(rank, caplog):
-    logger = logging.getLogger(training_banner.LOGGER)
+@pytest.mark.parametrize("name", training_banner.LOGGERS)
+def test_the_banner_is_printed_once_with_all_gpus(name, rank, caplog):
+    logger = logging.getLogger(name)
     filters = list(logger.filters)
     undo = training_banner.apply(None)
     logger.warning("==((====))==  Unsloth | Num GPUs used = 1\n   Num examples = 8")

@@ -8,8 +8,8 @@ from typing import Any
 from .fix import Fix, Undo, Verdict
 
 
-# Unsloth's training loop logs its banner there.
-LOGGER = "unsloth_zoo.log"
+# Unsloth's training loop is transformers' text run in Unsloth's module, so its `logger` is either of the two.
+LOGGERS = ("transformers.trainer", "unsloth_zoo.log")
 _COUNT = re.compile(r"Num GPUs used = \d+")
 
 
@@ -19,7 +19,7 @@ def probe(model: Any) -> Verdict:
 
 
 def apply(model: Any) -> Undo:
-    """Adds a filter to the logger of the banner."""
+    """Adds a filter to the loggers the banner may come from."""
 
     def once_and_true(record: logging.LogRecord) -> bool:
         if not _COUNT.search(str(record.msg)):
@@ -27,9 +27,15 @@ def apply(model: Any) -> Undo:
         record.msg = _COUNT.sub(f"Num GPUs used = {os.environ['WORLD_SIZE']}", str(record.msg))
         return os.environ["RANK"] == "0"
 
-    logger = logging.getLogger(LOGGER)
-    logger.addFilter(once_and_true)
-    return lambda: logger.removeFilter(once_and_true)
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    for logger in loggers:
+        logger.addFilter(once_and_true)
+
+    def undo() -> None:
+        for logger in loggers:
+            logger.removeFilter(once_and_true)
+
+    return undo
 
 
 FIX = Fix(

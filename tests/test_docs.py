@@ -1,0 +1,14 @@
+"""What the documents say is what the files say."""
+
+import runpy
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_tables_are_those_of_the_result_files():
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+    page = (ROOT / "docs" / "gradient_sync.md").read_text()
+    assert tables["step_times"]() in page
+    assert tables["matrix"]() in page

@@ -1,0 +1,111 @@
+"""One training step after imports in a given order: `import_order.py trl|unsloth|unsloth_accel MODEL OUT`.
+
+One process. Writes to OUT what the drop-in is, and what bad input gives.
+"""
+
+import importlib
+import inspect
+import json
+import sys
+from pathlib import Path
+
+
+FIRST, MODEL, OUT = sys.argv[1:]
+first = importlib.import_module(FIRST)
+early = first.SFTTrainer if FIRST == "trl" else None
+
+from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratedTrainerMixin, accelerated  # isort: skip
+import trl
+from datasets import Dataset
+from transformers import Trainer
+from unsloth import FastLanguageModel
+
+
+def name(cls):
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def build():
+    model, tokenizer = FastLanguageModel.from_pretrained(MODEL, max_seq_length=64, load_in_4bit=False)
+    return FastLanguageModel.get_peft_model(model, r=4, lora_alpha=4, random_state=3407), tokenizer
+
+
+def trainer(kind, model, tokenizer, **arguments):
+    arguments = {"max_steps": 1, "per_device_train_batch_size": 2} | arguments
+    config = trl.SFTConfig(
+        output_dir=f"{OUT}.run", report_to="none", save_strategy="no", logging_steps=1, seed=3, **arguments
+    )
+    rows = Dataset.from_dict({"text": [f"Row {index} of the data" for index in range(8)]})
+    return kind(model=model, processing_class=tokenizer, args=config, train_dataset=rows)
+
+
+def message(function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return None
+
+
+def signatures():
+    """The drop-in's, next to those of what it stands in for, and those the mixin relies on."""
+    ours, theirs = map(inspect.signature, (UnslothAcceleratedSFTTrainer, trl.SFTTrainer))
+    relied_on = {
+        "_build_accelerator_args": Trainer,
+        "training_step": Trainer,
+        "_prepare_dataset": trl.SFTTrainer,
+        "compute_loss": trl.SFTTrainer,
+    }
+    return {
+        "ours": [[p.name, p.kind.name, repr(p.default)] for p in ours.parameters.values()],
+        "theirs": [[p.name, p.kind.name, repr(p.default)] for p in theirs.parameters.values()],
+        "relied on": {name: list(inspect.signature(getattr(cls, name)).parameters) for name, cls in relied_on.items()},
+    }
+
+
+class Mine(trl.DPOTrainer):
+    """A user's own subclass."""
+
+
+def wrapping():
+    """What `accelerated` makes of a trainer of TRL, of a user's, of one that has the mixin, and of anything else."""
+    dpo, mine = accelerated(trl.DPOTrainer), accelerated(Mine)
+    return {
+        "is a subclass with the mixin": [
+            issubclass(dpo, trl.DPOTrainer) and issubclass(dpo, UnslothAcceleratedTrainerMixin),
+            issubclass(mine, Mine) and issubclass(mine, UnslothAcceleratedTrainerMixin),
+        ],
+        "name": dpo.__name__,
+        "again": accelerated(dpo) is dpo,
+        "takes plugin": "plugin" in inspect.signature(dpo).parameters,
+        "refused": [message(accelerated, what) for what in (int, "SFTTrainer", trl.DPOConfig)],
+    }
+
+
+def main():
+    model, tokenizer = build()
+    base = UnslothAcceleratedSFTTrainer.__bases__[1]
+    kinds = {"drop-in": UnslothAcceleratedSFTTrainer}
+    if early is not None:
+        kinds["accelerated"] = accelerated(early)
+    result = {
+        "mro": [name(cls) for cls in UnslothAcceleratedSFTTrainer.__mro__],
+        "base is what trl has now": base is trl.SFTTrainer,
+        "base is Unsloth's": "unsloth" in inspect.getsourcefile(base),
+        "looked up again": early is None or trl.SFTTrainer in kinds["accelerated"].__mro__,
+    }
+    if FIRST == "unsloth_accel":
+        result |= {"signatures": signatures(), "wrapping": wrapping()}
+        result["batch 0"] = message(
+            trainer, UnslothAcceleratedSFTTrainer, model, tokenizer, per_device_train_batch_size=0
+        )
+        result["unknown argument"] = message(UnslothAcceleratedSFTTrainer, model=model, plugins=None)
+    for key, kind in kinds.items():
+        made = trainer(kind, *build())
+        made.train()
+        result[f"loss of {key}"] = made.state.log_history[0]["loss"]
+    Path(OUT).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
