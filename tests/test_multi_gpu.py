@@ -18,7 +18,7 @@ def test_the_config_says_what_is_wrong():
     cases = [
         ({"num_gpus": 0}, "`num_gpus` must be a positive integer, got 0"),
         ({"batch_size_per_gpu": True}, "`batch_size_per_gpu` must be a positive integer"),
-        ({"ddp_backend": "mpi"}, "`ddp_backend` must be 'nccl' or 'gloo', got 'mpi'"),
+        ({"ddp_backend": "mpi"}, "`ddp_backend` must be one of 'nccl', 'gloo', got 'mpi'"),
         ({"debug": "yes"}, "`debug` must be true or false"),
         ({"enable_memory_optimization": True}, "nothing behind it yet"),
         ({"batch_size_per_cpu": 2}, "Did you mean `batch_size_per_gpu`?"),

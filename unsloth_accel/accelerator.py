@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .announce import announce
 from .errors import ConfigurationError, PeerError
+from .fixes import AppliedFixes, apply_fixes
 from .gradient_sync import GradientSyncChoice, StepReduction, choose_gradient_sync, graph_changes
 from .plugin import UnslothAcceleratorPlugin
 from .rank_first import several_ranks
@@ -104,6 +105,10 @@ class UnslothAccelerator(Accelerator):
         kwargs_handlers (`list[KwargsHandler]`, *optional*):
             As in Accelerate. Explicit values in a `DistributedDataParallelKwargs` win over the rule.
 
+    Attributes:
+        applied_fixes (`list[AppliedFixes]`):
+            For each prepared model the handle that takes back the fixes it needed.
+
     Raises:
         ConfigurationError: In `prepare`, if the model is split over several GPUs or choices contradict each other.
 
@@ -131,6 +136,7 @@ class UnslothAccelerator(Accelerator):
         given = [h for h in kwargs_handlers or () if isinstance(h, DistributedDataParallelKwargs)]
         self._user_set_ddp = set(self.plugin.explicit_ddp_fields()).union(*(handler.to_kwargs() for handler in given))
         self._reductions: list[StepReduction] = []
+        self.applied_fixes: list[AppliedFixes] = []
         # Accelerate's launcher does not tell several ranks about `use_cpu`.
         kwargs.setdefault("cpu", several_ranks() and not torch.accelerator.is_available())
         super().__init__(*args, kwargs_handlers=self.plugin.to_handlers(kwargs_handlers), **kwargs)
@@ -147,6 +153,7 @@ class UnslothAccelerator(Accelerator):
             return super().prepare_model(model, device_placement, evaluation_mode)
         choice = configure_ddp(model, self.plugin, self.ddp_handler, self._user_set_ddp)
         say_choice(choice, self.ddp_handler, self.num_processes)
+        self.applied_fixes.append(apply_fixes(model))
         prepared = super().prepare_model(model, device_placement, evaluation_mode)
         if choice.mode == "deferred" and isinstance(prepared, DistributedDataParallel):
             self._reductions.append(StepReduction(prepared, deferred=True))

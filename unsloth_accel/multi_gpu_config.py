@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import ConfigurationError
-from .plugin import ENV_PREFIX, PLUGIN_FIELDS, UnslothAcceleratorPlugin
+from .plugin import (
+    ENV_PREFIX,
+    PLUGIN_FIELDS,
+    UnslothAcceleratorPlugin,
+    read_boolean,
+    read_choice,
+    read_field,
+)
 
 
 DDPBackend = Literal["nccl", "gloo"]
-
-_BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 @dataclass(kw_only=True)
@@ -66,11 +71,11 @@ class MultiGPUConfig:
     def __post_init__(self) -> None:
         self.num_gpus = self._positive("num_gpus")
         self.batch_size_per_gpu = self._positive("batch_size_per_gpu")
-        self.ddp_backend = self._backend()
-        self.enable_memory_optimization = self._boolean("enable_memory_optimization")
-        self.enable_gradient_checkpointing = self._boolean("enable_gradient_checkpointing")
-        self.find_unused_parameters = self._boolean("find_unused_parameters")
-        self.debug = self._boolean("debug")
+        self.ddp_backend = read_choice(self, "ddp_backend", get_args(DDPBackend))
+        self.enable_memory_optimization = read_boolean(self, "enable_memory_optimization")
+        self.enable_gradient_checkpointing = read_boolean(self, "enable_gradient_checkpointing")
+        self.find_unused_parameters = read_boolean(self, "find_unused_parameters")
+        self.debug = read_boolean(self, "debug")
         if self.enable_memory_optimization:
             raise ConfigurationError(
                 "`enable_memory_optimization=True` has nothing behind it yet. To save memory, set "
@@ -119,36 +124,14 @@ class MultiGPUConfig:
         """The short name of the shipped config that `launch_ddp_training` uses."""
         return "cpu_gloo" if self.ddp_backend == "gloo" else "ddp"
 
-    def _read(self, name: str) -> tuple[str, object]:
-        """Where a field's value comes from, for the error message, and the raw value."""
-        value = getattr(self, name)
-        variable = f"{ENV_PREFIX}{name.upper()}"
-        if value is None and variable in os.environ:
-            return variable, os.environ[variable]
-        return name, value
-
     def _positive(self, name: str) -> int | None:
-        source, value = self._read(name)
+        source, value = read_field(self, name)
         if value is None:
             return None
         if source != name and str(value).isdecimal():
             value = int(str(value))
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigurationError(f"`{source}` must be a positive integer, got {value!r}.")
-        return value
-
-    def _boolean(self, name: str) -> bool | None:
-        source, value = self._read(name)
-        if value is None or isinstance(value, bool):
-            return value
-        if source == name or str(value).lower() not in _BOOLEANS:
-            raise ConfigurationError(f"`{source}` must be true or false, got {value!r}.")
-        return _BOOLEANS[str(value).lower()]
-
-    def _backend(self) -> Any:
-        source, value = self._read("ddp_backend")
-        if value is not None and value not in get_args(DDPBackend):
-            raise ConfigurationError(f"`{source}` must be 'nccl' or 'gloo', got {value!r}.")
         return value
 
 

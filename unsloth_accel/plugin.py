@@ -16,6 +16,37 @@ CommHook = Literal["no", "bf16", "fp16"]
 
 ENV_PREFIX = "UNSLOTH_ACCEL_"
 
+_BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def read_field(config: object, name: str) -> tuple[str, Any]:
+    """A field's value, or that of its environment variable; and which of the two it is, for an error's text."""
+    value = getattr(config, name)
+    variable = f"{ENV_PREFIX}{name.upper()}"
+    if value is None and variable in os.environ:
+        return variable, os.environ[variable]
+    return name, value
+
+
+def read_choice(config: object, name: str, allowed: tuple[str, ...], default: str | None = None) -> Any:
+    """The field's value, which must be one of `allowed`, or the default."""
+    source, value = read_field(config, name)
+    if value is None:
+        return default
+    if value not in allowed:
+        raise ConfigurationError(f"`{source}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    return value
+
+
+def read_boolean(config: object, name: str) -> bool | None:
+    """The field's value, which must be true or false, or None."""
+    source, value = read_field(config, name)
+    if value is None or isinstance(value, bool):
+        return value
+    if source == name or str(value).lower() not in _BOOLEANS:
+        raise ConfigurationError(f"`{source}` must be true or false, got {value!r}.")
+    return _BOOLEANS[str(value).lower()]
+
 
 @dataclass(kw_only=True)
 class UnslothAcceleratorPlugin:
@@ -62,40 +93,15 @@ class UnslothAcceleratorPlugin:
     comm_hook: CommHook | None = None
 
     def __post_init__(self) -> None:
-        self.gradient_sync = self._choice("gradient_sync", get_args(GradientSync), "auto")
-        self.comm_hook = self._choice("comm_hook", get_args(CommHook), "no")
+        self.gradient_sync = read_choice(self, "gradient_sync", get_args(GradientSync), "auto")
+        self.comm_hook = read_choice(self, "comm_hook", get_args(CommHook), "no")
         for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view"):
-            setattr(self, name, self._boolean(name))
+            setattr(self, name, read_boolean(self, name))
         if self.gradient_sync == "deferred" and self.comm_hook != "no":
             raise ConfigurationError(
                 f"`comm_hook={self.comm_hook!r}` compresses inside DDP's reducer, which `gradient_sync='deferred'` "
                 "does not use. Leave `comm_hook` at 'no', or set `gradient_sync='overlapped'`."
             )
-
-    def _read(self, name: str) -> tuple[str, object]:
-        """Where a field's value comes from, for the error message, and the raw value."""
-        value = getattr(self, name)
-        variable = f"{ENV_PREFIX}{name.upper()}"
-        if value is None and variable in os.environ:
-            return variable, os.environ[variable]
-        return name, value
-
-    def _choice(self, name: str, allowed: tuple[str, ...], default: str) -> Any:
-        source, value = self._read(name)
-        if value is None:
-            return default
-        if value not in allowed:
-            raise ConfigurationError(f"`{source}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-        return value
-
-    def _boolean(self, name: str) -> bool | None:
-        source, value = self._read(name)
-        if value is None or isinstance(value, bool):
-            return value
-        named = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-        if source == name or str(value).lower() not in named:
-            raise ConfigurationError(f"`{source}` must be true or false, got {value!r}.")
-        return named[str(value).lower()]
 
     def explicit_ddp_fields(self) -> dict[str, bool]:
         """The fields of DDP's constructor that this plugin sets, without those left to the rule."""

@@ -16,13 +16,19 @@ try {
   await page.locator(".jp-Notebook .jp-CodeCell").first().waitFor();
   const idle = page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]');
   const chooseKernel = page.locator(".jp-Dialog button.jp-mod-accept");
-  // JupyterLab may ask which kernel to use before it starts one; the notebook's own is preselected.
-  await chooseKernel.or(idle).first().waitFor();
-  await page.waitForTimeout(1000);
-  if (await chooseKernel.isVisible()) await chooseKernel.click();
-  await idle.waitFor(); // a menu command before the kernel is there is lost
-  await page.locator(".lm-MenuBar-item", { hasText: /^Run$/ }).click();
-  await page.locator(".lm-Menu-item", { hasText: "Run All Cells" }).first().click();
+  const started = page.locator(".jp-CodeCell .jp-InputPrompt", { hasText: /\[[*\d]+\]/ }).first();
+  // JupyterLab may ask which kernel to use (the notebook's own is preselected), and loses a command given before the
+  // kernel is there.
+  for (let attempt = 0; attempt < 10 && !(await started.isVisible()); attempt++) {
+    await chooseKernel.or(idle).first().waitFor();
+    if (await chooseKernel.isVisible()) {
+      await chooseKernel.click();
+    } else {
+      await page.locator(".lm-MenuBar-item", { hasText: /^Run$/ }).click();
+      await page.locator(".lm-Menu-item", { hasText: "Run All Cells" }).first().click();
+    }
+    await page.waitForTimeout(2000);
+  }
   await page.waitForFunction(
     () => {
       const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map((prompt) => prompt.innerText);

@@ -47,20 +47,23 @@ def message(function, *arguments, **options):
     return None
 
 
-def signatures():
-    """The drop-in's, next to those of what it stands in for, and those the mixin relies on."""
-    ours, theirs = map(inspect.signature, (UnslothAcceleratedSFTTrainer, trl.SFTTrainer))
-    relied_on = {
+def signatures(ours, theirs):
+    """Name, kind and default of each parameter."""
+    return [
+        [[p.name, p.kind.name, repr(p.default)] for p in inspect.signature(cls).parameters.values()]
+        for cls in (ours, theirs)
+    ]
+
+
+def relied_on():
+    """The parameters of what the mixin overrides."""
+    owners = {
         "_build_accelerator_args": Trainer,
         "training_step": Trainer,
         "_prepare_dataset": trl.SFTTrainer,
         "compute_loss": trl.SFTTrainer,
     }
-    return {
-        "ours": [[p.name, p.kind.name, repr(p.default)] for p in ours.parameters.values()],
-        "theirs": [[p.name, p.kind.name, repr(p.default)] for p in theirs.parameters.values()],
-        "relied on": {name: list(inspect.signature(getattr(cls, name)).parameters) for name, cls in relied_on.items()},
-    }
+    return {method: list(inspect.signature(getattr(cls, method)).parameters) for method, cls in owners.items()}
 
 
 class Mine(trl.DPOTrainer):
@@ -86,16 +89,19 @@ def main():
     model, tokenizer = build()
     base = UnslothAcceleratedSFTTrainer.__bases__[1]
     kinds = {"drop-in": UnslothAcceleratedSFTTrainer}
-    if early is not None:
-        kinds["accelerated"] = accelerated(early)
     result = {
         "mro": [name(cls) for cls in UnslothAcceleratedSFTTrainer.__mro__],
         "base is what trl has now": base is trl.SFTTrainer,
-        "base is Unsloth's": "unsloth" in inspect.getsourcefile(base),
-        "looked up again": early is None or trl.SFTTrainer in kinds["accelerated"].__mro__,
+        "base is Unsloth's": "unsloth" in inspect.getsourcefile(base.__init__),
     }
+    if early is not None:
+        kinds["accelerated"] = accelerated(early)
+        result["early is stock"] = "unsloth" not in inspect.getsourcefile(early.__init__)
+        result["looked up again"] = kinds["accelerated"].__bases__[1] is trl.SFTTrainer
+        result["signatures"] = signatures(type("OverStock", (UnslothAcceleratedTrainerMixin, early), {}), early)
     if FIRST == "unsloth_accel":
-        result |= {"signatures": signatures(), "wrapping": wrapping()}
+        result |= {"relied on": relied_on(), "wrapping": wrapping()}
+        result["signatures"] = signatures(UnslothAcceleratedSFTTrainer, trl.SFTTrainer)
         result["batch 0"] = message(
             trainer, UnslothAcceleratedSFTTrainer, model, tokenizer, per_device_train_batch_size=0
         )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
+# Steps that `rank_rows` remembers.
+KEPT_STEPS = 1000
 # TrainingArguments that carry an explicit value for a field of DDP.
 _DDP_ARGUMENTS = {
     "ddp_find_unused_parameters": "find_unused_parameters",
@@ -48,8 +50,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
         applied_fixes ([`AppliedFixes`]):
             The handle that takes back the fixes this trainer applied.
         rank_rows (`list[list[list[float]]]`):
-            For each optimizer step of this run, for each rank: failed, tokens, seconds this rank waited in the
-            reduction before, peak GPU memory in GiB, then the trainer's own numbers.
+            For each of the last 1000 optimizer steps, for each rank: whether it failed, its tokens, the seconds it
+            waited in the reduction of the step before, its peak GPU memory in GiB.
 
     Raises:
         ConfigurationError: If the batch size is below 1 or the model is split over several GPUs.
@@ -132,8 +134,10 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def _hear_ranks(self) -> None:
         """Takes in what every rank said in the step's reduction; raises if one of them failed."""
         if self._step_reduction is not None:
-            self.rank_rows.append(self._step_reduction.rows())
-            self._take_rows(self.rank_rows[-1])
+            rows = self._step_reduction.rows()
+            self._take_rows(rows)
+            self.rank_rows.append([row[:RANK_FIELDS] for row in rows])
+            del self.rank_rows[:-KEPT_STEPS]
 
     def _num_step_numbers(self) -> int:
         """How many numbers of its own this trainer adds to each rank's row; the same on all ranks in all steps."""
