@@ -2,10 +2,12 @@
 
 import logging
 import os
+import sys
+import types
 
 import pytest
 
-from unsloth_accel.fixes import device_map, resume_on_cpu, statistics, training_banner
+from unsloth_accel.fixes import device_map, quiet_ranks, resume_on_cpu, statistics, training_banner
 
 
 @pytest.fixture(params=["0", "1"])
@@ -51,6 +53,19 @@ def test_the_banner_is_printed_once_with_all_gpus(name, rank, caplog):
     expected = ["==((====))==  Unsloth | Num GPUs used = 4\n   Num examples = 8"] if rank == "0" else []
     assert caplog.messages == [*expected, "something else"]
     assert logger.filters == filters
+
+
+def test_unsloth_prints_on_rank_0_only(rank, monkeypatch, capsys):
+    module = types.ModuleType("UnslothSomeTrainer")
+    exec("def speak():\n    print('patched')", vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    undo = quiet_ranks.apply(None)
+    module.speak()
+    assert capsys.readouterr().out == ("patched\n" if rank == "0" else "")
+    undo()
+    module.speak()
+    assert capsys.readouterr().out == "patched\n"
+    assert "print" not in vars(module)
 
 
 def test_statistics_are_left_to_rank_0(rank, monkeypatch):

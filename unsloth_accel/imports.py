@@ -4,8 +4,10 @@ Unsloth rebinds classes of trl, transformers and peft when it is imported. This 
 imports it, so that the moment is chosen and the order is checked.
 """
 
+import io
 import os
 import sys
+from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
@@ -79,7 +81,9 @@ def load_unsloth() -> ModuleType:
     if "unsloth" not in sys.modules:
         check_versions()
         check_ranks_fit_gpus()
-    import unsloth
+    # Unsloth greets on every rank; what it says on the others is on rank 0, too.
+    with redirect_stdout(io.StringIO()) if os.environ.get("RANK", "0") != "0" else nullcontext():
+        import unsloth
 
     module: ModuleType = unsloth
     return module
