@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_loader(dataset_name: str, tokenizer, options: argparse.Namespace) -> DataLoader:
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-        texts = [row["text"] + tokenizer.eos_token for row in rows]
+        texts = [row["text"].removesuffix(tokenizer.eos_token) + tokenizer.eos_token for row in rows]
         batch = tokenizer(texts, padding=True, truncation=True, max_length=options.max_length, return_tensors="pt")
         return {
             "input_ids": batch["input_ids"],

@@ -9,13 +9,14 @@ Llama made on the spot. `--model` and `--dataset` take any name on the Hub or a 
 import argparse
 from pathlib import Path
 
+
+from unsloth_accel import UnslothAcceleratedSFTTrainer  # isort: skip  # before trl, transformers: it imports unsloth
 import torch
 from datasets import Dataset, load_dataset
 from stdlib_text import PROMPT, small_llama, stdlib_rows
 from trl import SFTConfig
 from unsloth import FastLanguageModel
 
-from unsloth_accel import UnslothAcceleratedSFTTrainer  # before trl and transformers: it imports unsloth
 from unsloth_accel.rank_first import run_once
 
 

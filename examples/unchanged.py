@@ -7,10 +7,11 @@ All GPUs:  accelerate launch --config_file "$(unsloth-accel config path ddp)" -m
 
 import argparse
 
+
+from unsloth import FastLanguageModel  # isort: skip
 import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
-from unsloth import FastLanguageModel
 
 
 parser = argparse.ArgumentParser()

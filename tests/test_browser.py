@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
 from launch import ROOT, free_port
 from test_notebooks import NOTEBOOKS, environment
 
@@ -55,14 +56,14 @@ def lab(chromium, tmp_path_factory):
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *options],
-            env=environment(folder),
+            env={**environment(folder), "JUPYTER_CONFIG_DIR": str(folder / "config")},  # no tabs of an earlier run
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
     try:
         _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, folder / "lab.log")
-        yield lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}?token={token}"
+        yield lambda name: f"http://127.0.0.1:{port}/lab/workspaces/{Path(name).stem}/tree/{name}?token={token}"
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)

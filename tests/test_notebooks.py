@@ -31,6 +31,19 @@ def test_there_are_three_and_they_are_stored_without_outputs():
         assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")], path
 
 
+@pytest.mark.parametrize("path", [*NOTEBOOKS, ROOT / "examples" / "unchanged.py"], ids=lambda path: path.stem)
+def test_unsloth_is_imported_before_trl(path):
+    """What a reader copies; a formatter that sorts imports would turn it round."""
+    text = path.read_text()
+    texts = [text]
+    if path.suffix == ".ipynb":
+        texts = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    training = [source for source in texts if "from trl import" in source]
+    assert training
+    for source in training:
+        assert 0 <= source.find("from unsloth import") < source.find("from trl import")
+
+
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs_top_to_bottom(path, tmp_path):

@@ -59,10 +59,11 @@ def test_the_signature_is_trls_plus_plugin(first, after):
 
 @pytest.mark.cpu
 def test_what_the_mixin_overrides_is_still_there_with_its_arguments(after):
+    preparing = ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"]
     assert after["unsloth_accel"]["relied on"] == {
         "_build_accelerator_args": ["self", "kwargs"],
         "training_step": ["self", "model", "inputs", "num_items_in_batch"],
-        "_prepare_dataset": ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
+        "_prepare_dataset": preparing,
         "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     }
 
@@ -125,7 +126,7 @@ def test_a_split_model_is_refused_on_every_rank(unsloth_ranks):
 @pytest.mark.gloo
 def test_the_choice_is_said_once_for_each_trainer_by_rank_0(unsloth_ranks):
     """The drop-ins that trained on a dense model, on experts, and until one rank failed."""
-    assert unsloth_ranks.stderr.count("unsloth_accel: 2 ranks, gradients deferred: ") == 3
+    assert unsloth_ranks.stderr.count("2 ranks, gradients deferred: ") == 3
 
 
 @pytest.mark.gloo
@@ -162,6 +163,13 @@ def test_what_training_arguments_say_of_ddp_wins_over_the_rule(case, expected, p
     for rank in plain_ranks.ranks:
         assert rank[case].items() >= expected.items()
         assert rank[case]["weight"] == pytest.approx(plain_ranks.ranks[0]["by rule"]["weight"], abs=TOLERANCE)
+
+
+@pytest.mark.gloo
+def test_two_precisions_at_once_are_refused_by_transformers(plain_ranks):
+    """We leave this to it. Unsloth's CPU backend takes one of the two instead of refusing."""
+    for rank in plain_ranks.ranks:
+        assert rank["two precisions"] == "At most one of fp16 and bf16 can be True, but not both"
 
 
 @pytest.mark.gloo

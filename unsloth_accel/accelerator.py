@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .announce import announce
 from .errors import ConfigurationError, PeerError
 from .fixes import AppliedFixes, apply_fixes
+from .fixes.frozen_weights import left_out_of_ddp
 from .gradient_sync import GradientSyncChoice, StepReduction, choose_gradient_sync, graph_changes
 from .plugin import UnslothAcceleratorPlugin
 from .rank_first import several_ranks
@@ -154,7 +155,8 @@ class UnslothAccelerator(Accelerator):
         choice = configure_ddp(model, self.plugin, self.ddp_handler, self._user_set_ddp)
         say_choice(choice, self.ddp_handler, self.num_processes)
         self.applied_fixes.append(apply_fixes(model))
-        prepared = super().prepare_model(model, device_placement, evaluation_mode)
+        with left_out_of_ddp(model):
+            prepared = super().prepare_model(model, device_placement, evaluation_mode)
         if choice.mode == "deferred" and isinstance(prepared, DistributedDataParallel):
             self._reductions.append(StepReduction(prepared, deferred=True))
         return prepared

@@ -137,8 +137,6 @@ class MultiGPUHandle:
         """Restores everything. A trainer that was made before stays of its class. A second call does nothing."""
         global _active
         undo_all(self._undos)
-        if self._trainer is not None:
-            self._trainer.applied_fixes.undo()
         if _active is self:
             _active = None
 
@@ -184,6 +182,7 @@ class MultiGPUHandle:
         kwargs.setdefault("plugin", self.config.to_plugin())
         UnslothAcceleratedSFTTrainer.__init__(trainer, *given, **kwargs)
         self._trainer = trainer
+        self._undos.append(trainer.applied_fixes.undo)  # of every trainer, and before those of `__init__`
         self._check_backend()
 
     def _put_into(self, arguments: Any, model: Any) -> Any:

@@ -5,12 +5,13 @@ import os
 import sys
 from pathlib import Path
 
+
+import unsloth  # isort: skip  # first, as in every script of Unsloth's documentation
 import datasets
 import torch
 import torch.distributed as dist
 import trl
 import trl.trainer.sft_trainer
-import unsloth  # first, as in every script of Unsloth's documentation
 from trl import SFTConfig
 from trl import SFTTrainer as Early
 from unsloth import FastLanguageModel

@@ -1,4 +1,4 @@
-"""The mixin in front of transformers' own Trainer, on two ranks: `plain_trainer.py OUT`. No Unsloth, so it starts fast.
+"""The mixin in front of transformers' Trainer, on two ranks: `plain_trainer.py OUT`. Without Unsloth it starts fast.
 
 First what TrainingArguments say about DDP; at the end the collator of rank 1 fails.
 """
@@ -72,6 +72,14 @@ def train(plugin=None, fails=False, **arguments):
     }
 
 
+def refusal(**arguments):
+    try:
+        TrainingArguments(f"{OUT}.run", use_cpu=True, **arguments)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def main():
     overlapped = UnslothAcceleratorPlugin(gradient_sync="overlapped")
     result = {
@@ -83,6 +91,7 @@ def main():
             ddp_find_unused_parameters=True,
         ),
         "static graph": train(ddp_static_graph=True),
+        "two precisions": refusal(fp16=True, bf16=True),
     }
     Path(f"{OUT}-{RANK}.json").write_text(json.dumps(result))
     train(fails=True)

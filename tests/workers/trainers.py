@@ -26,7 +26,8 @@ TOKENIZER = AutoTokenizer.from_pretrained(MODEL)
 
 
 def rows(count, first=0):
-    return Dataset.from_dict({"text": [f"Row {i} of the data. " * (1 + i * 7 % 5) for i in range(first, first + count)]})
+    numbers = range(first, first + count)
+    return Dataset.from_dict({"text": [f"Row {number} of the data. " * (1 + number * 7 % 5) for number in numbers]})
 
 
 def dense():

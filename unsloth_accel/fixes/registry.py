@@ -8,6 +8,7 @@ from typing import Any
 from ..rank_first import several_ranks
 from . import (
     device_map,
+    frozen_weights,
     main_process_first,
     packed_attention,
     quiet_ranks,
@@ -31,6 +32,7 @@ FIXES: tuple[Fix, ...] = (
     quiet_ranks.FIX,
     training_banner.FIX,
     resume_on_cpu.FIX,
+    frozen_weights.FIX,
     packed_attention.FIX,
 )
 

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import DistributedDataParallelKwargs
@@ -12,6 +13,7 @@ from ..accelerator import check_ranks_train_together, configure_ddp, leave_proce
 from ..announce import announce
 from ..errors import ConfigurationError
 from ..fixes import AppliedFixes, apply_fixes
+from ..fixes.frozen_weights import left_out_of_ddp
 from ..fixes.tokenize_once import prepare_once
 from ..gradient_sync import RANK_FIELDS, GradientSyncChoice, StepReduction
 from ..plugin import UnslothAcceleratorPlugin
@@ -106,6 +108,15 @@ class UnslothAcceleratedTrainerMixin(_Base):
         prepare = super()._prepare_dataset  # type: ignore[misc]  # TRL's trainers have it
         return prepare_once(lambda rows: prepare(rows, *args, **kwargs), dataset)
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepare = super()._prepare_for_training
+        model = self.model
+        if not isinstance(model, nn.Module) or self.model_wrapped is not model or not runs_ddp(self.accelerator):
+            return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
+        # Not in `__init__`: only what is frozen at the moment of wrapping may stay out of DDP.
+        with left_out_of_ddp(model):
+            return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As in transformers; after the last micro-batch of a step gradients and each rank's numbers are reduced."""
         reduction = self._step_reduction
@@ -115,7 +126,10 @@ class UnslothAcceleratedTrainerMixin(_Base):
             self._step_tokens = self._step_tokens + count_tokens(inputs)
             loss = super().training_step(model, inputs, num_items_in_batch)
         except Exception:
-            reduction.announce_failure()
+            # Where the trainer gathers metrics in each micro-batch, as TRL's do, the others wait in that and not in
+            # the reduction: this rank leaves at once, and the launcher ends them.
+            if self._num_step_numbers():
+                reduction.announce_failure()
             raise
         if self.accelerator.sync_gradients:
             reduction.run(self._step_tokens, self._step_numbers())
@@ -140,7 +154,10 @@ class UnslothAcceleratedTrainerMixin(_Base):
             del self.rank_rows[:-KEPT_STEPS]
 
     def _num_step_numbers(self) -> int:
-        """How many numbers of its own this trainer adds to each rank's row; the same on all ranks in all steps."""
+        """How many numbers of its own this trainer adds to each rank's row; the same on all ranks in all steps.
+
+        A trainer that has some gathers nothing in its micro-batches.
+        """
         return 0
 
     def _step_numbers(self) -> list[float]:
@@ -170,8 +187,13 @@ def _is_plain_ddp(arguments: dict[str, Any]) -> bool:
     return not any(arguments.get(name) for name in ("deepspeed_plugin", "fsdp_plugin", "parallelism_config"))
 
 
-def count_tokens(inputs: dict[str, Any]) -> Tensor | float:
-    """Real tokens of one micro-batch, padding not counted; stays on the device, so nothing waits for it."""
+def count_tokens(inputs: Any) -> Tensor | float:
+    """Real tokens of one micro-batch, padding not counted; stays on the device, so nothing waits for it.
+
+    0 for a list of rows, as TRL's GRPO gets it: what it will generate from them has no length yet.
+    """
+    if not isinstance(inputs, Mapping):
+        return 0
     mask = inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask.sum()

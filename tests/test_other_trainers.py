@@ -1,0 +1,175 @@
+"""`accelerated(...)` of the trainers other than SFT: on 2 ranks they follow one rank (docs/trainers.md)."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from launch import launch
+
+
+WORKER = Path(__file__).parent / "workers" / "other_trainers.py"
+TOLERANCE = {"cpu_gloo": 1e-5, "ddp_2gpu": 1e-3}
+STEPS = 4
+
+DETERMINISTIC = [
+    "dpo",
+    "dpo_full",
+    "dpo_precomputed",
+    "kto",
+    "kto_apo",
+    "reward",
+    "unsloth_trainer",
+    "transformers_trainer",
+    "grpo_scripted",
+]
+ON_TWO_RANKS = [*DETERMINISTIC, "dpo/2", "grpo"]
+CLASSES = {
+    "dpo": "DPOTrainer",
+    "kto": "KTOTrainer",
+    "reward": "RewardTrainer",
+    "grpo": "GRPOTrainer",
+    "unsloth_trainer": "UnslothTrainer",
+    "transformers_trainer": "Trainer",
+}
+# What TRL's trainers prepare from text, and the numbers they log of it.
+PREPARED = ["dpo", "kto", "reward", "unsloth_trainer"]
+LOGGED = ["kl", "reward", "reward_std", "logps/chosen", "rewards/chosen", "rewards/margins", "margin", "max_reward"]
+
+
+def run(cases, config, num_processes, folder, model, then=()):
+    """Runs the cases in one launch; how that ended, and the result of each case by its name."""
+    out = folder / f"{config}.jsonl"
+    env = {"HF_DATASETS_CACHE": str(folder / "datasets"), "UNSLOTH_DATASET_NUM_PROC": "1"}
+    options = {"num_processes": num_processes, "config": config, "env": env, "timeout": 280}
+    done = launch(WORKER, model, out, *cases, *then, expect_failure=bool(then), **options)
+    results = {result["case"]: result for result in map(json.loads, out.read_text().splitlines())}
+    assert list(results) == list(cases)
+    return done, results
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory, tiny_model):
+    return run(DETERMINISTIC, "cpu_gloo", 1, tmp_path_factory.mktemp("one"), tiny_model)[1]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, tiny_model):
+    return run(ON_TWO_RANKS, "cpu_gloo", 2, tmp_path_factory.mktemp("two"), tiny_model, then=["fail"])
+
+
+@pytest.fixture(scope="module")
+def on_gpus(tmp_path_factory, tiny_model):
+    one = run(DETERMINISTIC, "single", None, tmp_path_factory.mktemp("gpu"), tiny_model)[1]
+    return one, run(ON_TWO_RANKS, "ddp_2gpu", None, tmp_path_factory.mktemp("gpus"), tiny_model)[1]
+
+
+def assert_follows(result, expected, tolerance):
+    for one in (result, expected):
+        assert "error" not in one, one["at"]
+    for key in ("loss", "grad_norm"):
+        ours, theirs = ([entry[key] for entry in logs] for logs in (result["logs"], expected["logs"]))
+        assert ours == pytest.approx(theirs, rel=tolerance), key
+    assert len(result["logs"]) == STEPS
+    assert result["ranks_agree"]
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", [*DETERMINISTIC, "dpo/2"])
+def test_two_ranks_follow_one(case, one_rank, two_ranks):
+    result, expected = two_ranks[1][case], one_rank[case.partition("/")[0]]
+    assert_follows(result, expected, TOLERANCE["cpu_gloo"])
+    assert result["weights"] == pytest.approx(expected["weights"], abs=1e-5)
+    assert result["learning_rates"] == expected["learning_rates"]
+    for key in ("num_tokens", "step", "epoch"):
+        assert [entry.get(key) for entry in result["logs"]] == [entry.get(key) for entry in expected["logs"]]
+
+
+@pytest.mark.gloo
+def test_the_references_train(one_rank):
+    for case, result in one_rank.items():
+        assert result["moved"] > 1e-3, case
+        assert len({entry["loss"] for entry in result["logs"]}) == STEPS, case
+    assert one_rank["kto"]["logs"][-1]["kl"] > 0.01, "else the KL term, which mixes rows, was not tried"
+    assert one_rank["dpo_full"]["has_reference_model"]
+    assert one_rank["unsloth_trainer"]["learning_rates"] == [1e-3, 1e-2]
+
+
+@pytest.mark.gloo
+def test_the_trainers_metrics_are_of_all_ranks(one_rank, two_ranks):
+    compared = set()
+    for case in DETERMINISTIC:
+        for ours, theirs in zip(two_ranks[1][case]["logs"], one_rank[case]["logs"], strict=True):
+            shared = [key for key in LOGGED if key in theirs]
+            compared |= set(shared)
+            assert [ours[key] for key in shared] == pytest.approx([theirs[key] for key in shared], rel=1e-3, abs=1e-6)
+    assert compared == set(LOGGED)
+
+
+@pytest.mark.gloo
+def test_each_step_is_logged_once(two_ranks):
+    lines = [line for line in two_ranks[0].stdout.splitlines() if line.startswith("{'loss'")]
+    until_the_failure = 1
+    assert len(lines) == STEPS * len(ON_TWO_RANKS) + until_the_failure
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", CLASSES)
+def test_the_class_is_named_after_the_trainer(case, one_rank, two_ranks):
+    assert two_ranks[1][case]["class"] == f"UnslothAccelerated{CLASSES[case]}"
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", PREPARED)
+def test_one_rank_prepares_the_data(case, two_ranks):
+    first, second = two_ranks[1][case]["tokenised"]
+    assert first >= 40
+    assert second == 0
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", [*PREPARED, "dpo/2"])
+def test_the_tokens_of_each_rank_add_up_to_what_is_logged(case, two_ranks):
+    result = two_ranks[1][case]
+    logged = [0, *(entry["num_tokens"] for entry in result["logs"])]
+    tokens = [[row[1] for row in rows] for rows in result["rank_rows"]]
+    assert [sum(ranks) for ranks in tokens] == [after - before for before, after in pairwise(logged)]
+
+
+@pytest.mark.gloo
+def test_grpo_samples_on_every_rank_and_learns_from_all(two_ranks):
+    """What is sampled differs from one rank, so what has to agree are the ranks with each other."""
+    result = two_ranks[1]["grpo"]
+    assert "error" not in result, result["at"]
+    assert result["ranks_agree"]
+    assert result["moved"] > 1e-3
+    first, second = result["rewards"]
+    assert [len(rewards) for rewards in (*first, *second)] == [4] * (2 * STEPS), "each rank judges its own rows once"
+    assert first != second, "the ranks draw different samples"
+    of_all = [sum(ours + theirs) / 8 for ours, theirs in zip(first, second, strict=True)]
+    assert [entry["reward"] for entry in result["logs"]] == pytest.approx(of_all, abs=1e-6)
+
+
+@pytest.mark.gloo
+def test_a_rank_that_fails_between_gathers_ends_the_job(two_ranks):
+    """The others wait where TRL gathers. Would the failed rank wait in the reduction, both would until the timeout."""
+    assert '[rank1]:     raise ValueError("only rank 1 has this pair")' in two_ranks[0].stderr
+    assert "[rank1]: ValueError: only rank 1 has this pair" in two_ranks[0].stderr
+
+
+@pytest.mark.multigpu(gpus=2)
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize("case", DETERMINISTIC)
+def test_two_gpus_follow_one(case, on_gpus):
+    one, two = on_gpus
+    assert_follows(two[case], one[case], TOLERANCE["ddp_2gpu"])
+
+
+@pytest.mark.multigpu(gpus=2)
+@pytest.mark.timeout(580)
+def test_two_gpus_sample_and_agree(on_gpus):
+    result = on_gpus[1]["grpo"]
+    assert "error" not in result, result["at"]
+    assert result["ranks_agree"]
+    assert result["moved"] > 1e-3

@@ -1,0 +1,288 @@
+"""Trains a tiny model with trainers other than SFT, and writes one JSON line per case from rank 0.
+
+Usage: other_trainers.py MODEL OUT CASE [CASE ...], on one rank with python or on several with `accelerate launch`.
+
+One rank runs the trainer as Unsloth and TRL have it, several run `accelerated(...)` of it, at the same global batch.
+A CASE is a name of `CASES`, and may end in `/2` for two micro-batches per step; or it is `fail`, which ends the job.
+"""
+
+import gc
+import json
+import os
+import random
+import sys
+import traceback
+from pathlib import Path
+
+
+from unsloth_accel import accelerated  # isort: skip
+import counting_tokenizer
+import torch
+import torch.distributed as dist
+import trl
+import unsloth
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+)
+
+
+GLOBAL_BATCH, STEPS, GENERATIONS = 8, 4, 8
+WORDS = ["rank", "rows", "gradient", "tokens", "step", "weights"]
+WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+ON_GPU = torch.cuda.is_available()
+
+
+def of(trainer_class):
+    return trainer_class if WORLD_SIZE == 1 else accelerated(trainer_class)
+
+
+def arguments(config_class, folder, accumulation, **more):
+    options = {
+        "per_device_train_batch_size": GLOBAL_BATCH // WORLD_SIZE // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": STEPS,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch",
+        "logging_steps": 1,
+        "report_to": "none",
+        "seed": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": not ON_GPU,
+        "gradient_checkpointing": False,
+        "bf16": False,
+    }
+    return config_class(output_dir=str(folder), **options | more)
+
+
+def language_model(path, full=False, modules_to_save=None):
+    model, _ = unsloth.FastLanguageModel.from_pretrained(
+        path,
+        max_seq_length=256,
+        dtype=torch.float32,
+        load_in_4bit=False,
+        full_finetuning=full,
+        use_gradient_checkpointing=False,
+    )
+    if not full:
+        model = unsloth.FastLanguageModel.get_peft_model(
+            model,
+            r=8,
+            lora_alpha=8,
+            lora_dropout=0,
+            random_state=3407,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            modules_to_save=modules_to_save,
+            use_gradient_checkpointing=False,
+        )
+    return model, counting_tokenizer.CountingTokenizer.from_pretrained(path)
+
+
+def text(draw, longest):
+    return " ".join(draw.choice(WORDS) for _ in range(draw.randint(3, longest)))
+
+
+def pairs():
+    draw = random.Random(0)
+    return Dataset.from_list(
+        [{"prompt": text(draw, 20), "chosen": text(draw, 40), "rejected": text(draw, 40)} for _ in range(40)]
+    )
+
+
+def judged():
+    draw = random.Random(0)
+    return Dataset.from_list(
+        [{"prompt": text(draw, 20), "completion": text(draw, 40), "label": draw.random() < 0.5} for _ in range(40)]
+    )
+
+
+def texts():
+    draw = random.Random(0)
+    return [text(draw, 90) for _ in range(40)]
+
+
+def prompts():
+    draw = random.Random(0)
+    return Dataset.from_list([{"prompt": text(draw, 10)} for _ in range(40)])
+
+
+def dpo(path, folder, accumulation, full=False, **options):
+    model, tokenizer = language_model(path, full)
+    args = arguments(trl.DPOConfig, folder, accumulation, **options)
+    return of(trl.DPOTrainer)(model=model, args=args, train_dataset=pairs(), processing_class=tokenizer)
+
+
+def dpo_full(path, folder, accumulation):
+    return dpo(path, folder, accumulation, full=True)
+
+
+def dpo_precomputed(path, folder, accumulation):
+    return dpo(path, folder, accumulation, precompute_ref_log_probs=True)
+
+
+def kto(path, folder, accumulation, **options):
+    """TRL pairs rows for the KL term within a rank's batch. One rank gets the pairs of two, and then its own batch."""
+    model, tokenizer = language_model(path)
+    args = arguments(trl.KTOConfig, folder, accumulation, train_sampling_strategy="sequential", **options)
+    args.per_device_train_batch_size = GLOBAL_BATCH // 2
+    trainer = of(trl.KTOTrainer)(model=model, args=args, train_dataset=judged(), processing_class=tokenizer)
+    trainer.args.per_device_train_batch_size = trainer._train_batch_size = GLOBAL_BATCH // WORLD_SIZE
+    return trainer
+
+
+def kto_apo(path, folder, accumulation):
+    return kto(path, folder, accumulation, loss_type="apo_zero_unpaired")
+
+
+def reward(path, folder, accumulation):
+    """Unsloth's CPU backend loads language models only, so this model is transformers' own."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+    args = arguments(trl.RewardConfig, folder, accumulation)
+    tokenizer = counting_tokenizer.CountingTokenizer.from_pretrained(path)
+    return of(trl.RewardTrainer)(model=model, args=args, train_dataset=pairs(), processing_class=tokenizer)
+
+
+def unsloth_trainer(path, folder, accumulation):
+    """The trained copy of the embeddings gets a learning rate of its own."""
+    model, tokenizer = language_model(path, modules_to_save=["embed_tokens", "lm_head"])
+    args = arguments(unsloth.UnslothTrainingArguments, folder, accumulation, embedding_learning_rate=1e-2)
+    rows = Dataset.from_dict({"text": texts()})
+    return of(unsloth.UnslothTrainer)(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
+
+
+def transformers_trainer(path, folder, accumulation):
+    model, tokenizer = language_model(path, full=True)
+    rows = Dataset.from_dict({"input_ids": tokenizer(texts())["input_ids"]})
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    args = arguments(TrainingArguments, folder, accumulation)
+    return of(Trainer)(model=model, args=args, train_dataset=rows, data_collator=collator)
+
+
+def grpo(path, folder, accumulation, **options):
+    model, tokenizer = language_model(path)
+    rewards = []
+
+    def share_of_e(completions, **_):
+        rewards.append([completion.count("e") / (1 + len(completion)) for completion in completions])
+        return rewards[-1]
+
+    args = arguments(
+        trl.GRPOConfig, folder, accumulation, num_generations=GENERATIONS, max_completion_length=16, beta=0.1
+    )
+    trainer = of(trl.GRPOTrainer)(
+        model=model,
+        reward_funcs=share_of_e,
+        args=args,
+        train_dataset=prompts(),
+        processing_class=tokenizer,
+        **options,
+    )
+    trainer.rewards_of_this_rank = rewards
+    return trainer
+
+
+def grpo_scripted(path, folder, accumulation):
+    """The completions are given, not sampled: a function of the prompt and the place in its group."""
+    return grpo(path, folder, accumulation, rollout_func=scripted)
+
+
+def scripted(prompts, trainer):
+    first = trainer.accelerator.process_index * len(prompts)
+    completions = []
+    for place, prompt in enumerate(prompts, start=first):
+        draw = random.Random(f"{prompt}/{place % GENERATIONS}")
+        completions.append(text(draw, 10))
+    encode = trainer.processing_class
+    completion_ids = encode(completions)["input_ids"]
+    logprobs = [[0.0] * len(ids) for ids in completion_ids]
+    return {"prompt_ids": encode(prompts)["input_ids"], "completion_ids": completion_ids, "logprobs": logprobs}
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        dpo,
+        dpo_full,
+        dpo_precomputed,
+        kto,
+        kto_apo,
+        reward,
+        unsloth_trainer,
+        transformers_trainer,
+        grpo,
+        grpo_scripted,
+    )
+}
+
+
+def fail(path, folder):
+    """Rank 1 fails in its second step, before TRL gathers the metrics of its micro-batch."""
+
+    class Failing(trl.DPOTrainer):
+        def compute_loss(self, *args, **kwargs):
+            if RANK == 1 and self.state.global_step == 1:
+                raise ValueError("only rank 1 has this pair")
+            return super().compute_loss(*args, **kwargs)
+
+    model, tokenizer = language_model(path)
+    args = arguments(trl.DPOConfig, folder, 1)
+    of(Failing)(model=model, args=args, train_dataset=pairs(), processing_class=tokenizer).train()
+
+
+def on_all_ranks(value):
+    if WORLD_SIZE == 1:
+        return [value]
+    every = [None] * WORLD_SIZE
+    dist.all_gather_object(every, value)
+    return every
+
+
+def train(path, case, folder):
+    name, _, accumulation = case.partition("/")
+    counting_tokenizer.rows = 0
+    trainer = CASES[name](path, folder, int(accumulation or 1))
+    tokenised = counting_tokenizer.rows
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    before = torch.cat([p.detach().reshape(-1) for p in trained]).clone()
+    trainer.train()
+    weights = torch.cat([p.detach().reshape(-1) for p in trained])
+    every_rank = on_all_ranks(weights.tolist())
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "class": type(trainer).__name__,
+        "logs": [{k: float(v) for k, v in entry.items()} for entry in logs],
+        "weights": weights.tolist(),
+        "moved": (weights - before).abs().max().item(),
+        "ranks_agree": all(rank == every_rank[0] for rank in every_rank),
+        "learning_rates": sorted({group["lr"] for group in trainer.optimizer.param_groups}),
+        "tokenised": on_all_ranks(tokenised),
+        "rewards": on_all_ranks(getattr(trainer, "rewards_of_this_rank", [])),
+        "rank_rows": getattr(trainer, "rank_rows", []),
+        "has_reference_model": getattr(trainer, "ref_model", None) is not None,
+    }
+
+
+def main() -> None:
+    path, out, *cases = sys.argv[1:]
+    for case in cases:
+        if case == "fail":
+            fail(path, Path(out).with_suffix(".run"))
+        result = {"case": case}
+        try:
+            result |= train(path, case, Path(out).with_suffix(".run"))
+        except Exception as error:  # each case reports for itself; the test judges
+            result |= {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc()}
+        if RANK == 0:
+            with Path(out).open("a") as file:
+                file.write(json.dumps(result) + "\n")
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()
