@@ -1,6 +1,7 @@
 # make demo   train on this machine: two CPU ranks, or all its GPUs
 # make test   every test this machine can run      make quick      the unit tier
 # make check  lint, format, types, layers          make coverage   what the tests reach
+# make browser-test   the notebooks in a real browser (installs Debian's chromium)
 #
 # They install what they need into .venv first. Where nothing can be installed, `VENV=` uses a Python that has it all:
 #   make test VENV= PYTHON=/path/to/python
@@ -30,7 +31,7 @@ endif
 
 PYTEST := $(PY) -m pytest
 
-.PHONY: demo test quick coverage check clean
+.PHONY: demo test quick coverage check browser-test clean
 
 # accelerate_configs/cpu_gloo.yaml says why.
 ifeq ($(CONFIG),cpu_gloo)
@@ -60,6 +61,12 @@ check: $(INSTALLED)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+# The notebooks in JupyterLab in a real Chromium; the screenshots are in build/browser/.
+browser-test: $(INSTALLED)
+	apt-get install --yes --quiet chromium
+	npm install --silent --prefix build/playwright playwright-core
+	NODE_PATH=build/playwright/node_modules $(PYTEST) tests/test_browser.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .coverage* .*_cache outputs

@@ -18,6 +18,7 @@ import psutil
 
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN_RANK = Path(__file__).with_name("run_rank.py")
 GRACE_SECONDS = 5
 
 # What the head of cpu_gloo.yaml asks for: Accelerate does not pass `use_cpu` on to more than one process.
@@ -94,9 +95,8 @@ def free_port() -> int:
 
 def _command(target: str | Path, args: Sequence[object], options: list[str]) -> list[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options]
-    if str(target).endswith(".py"):
-        return [*launcher, str(Path(target).resolve()), *map(str, args)]
-    return [*launcher, "--module", str(target), *map(str, args)]
+    script = [str(Path(target).resolve())] if str(target).endswith(".py") else ["-m", str(target)]
+    return [*launcher, str(RUN_RANK), *script, *map(str, args)]
 
 
 def _config(name: str) -> list[str]:

@@ -104,7 +104,8 @@ class UnslothAccelerator(Accelerator):
         plugin ([`UnslothAcceleratorPlugin`], *optional*):
             The choices for data-parallel training. Defaults to one read from the environment.
         kwargs_handlers (`list[KwargsHandler]`, *optional*):
-            As in Accelerate. Explicit values in a `DistributedDataParallelKwargs` win over the rule.
+            As in Accelerate. Values in a `DistributedDataParallelKwargs` win over the rule, where they differ from
+            its defaults; to insist on a default, set the plugin's field.
 
     Attributes:
         applied_fixes (`list[AppliedFixes]`):
@@ -171,7 +172,10 @@ class UnslothAccelerator(Accelerator):
 
     @contextmanager
     def accumulate(self, *models: nn.Module) -> Iterator[None]:
-        """As `Accelerator.accumulate`; an error inside is announced to the other ranks, which then stop, too."""
+        """As `Accelerator.accumulate`; an error inside is announced to the other ranks, which then stop, too.
+
+        Gather metrics outside the block: a rank that waits in a gather inside it does not hear of the error.
+        """
         try:
             with super().accumulate(*models):
                 yield

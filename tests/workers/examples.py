@@ -1,7 +1,7 @@
 """The hand-written loop and the trainer on the same rows: `examples.py MODEL DATASET OUT STEPS RATE`.
 
-On two ranks. Runs examples/own_loop.py as it stands, to the end with a save on the way and resumed from there, and then
-the trainer; in one process, because importing Unsloth is what takes long. Rank 0 writes OUT.json.
+On two ranks: runs examples/own_loop.py as it stands, to the end with a save on the way, resumed from there, then
+the trainer. In one process, because importing Unsloth is what takes long. Rank 0 writes OUT.json.
 """
 
 import contextlib

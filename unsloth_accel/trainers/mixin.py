@@ -1,7 +1,6 @@
 """What turns a trainer of transformers or TRL into one that trains Unsloth's models on many ranks."""
 
 import inspect
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +57,10 @@ class UnslothAcceleratedTrainerMixin(_Base):
     Raises:
         ConfigurationError: If the batch size is below 1 or the model is split over several GPUs.
     """
+
+    # Whether nothing is gathered inside a micro-batch. Where something is, as in TRL's trainers their metrics, the
+    # others would wait for a failed rank there and not in the reduction: it leaves, and the launcher ends them.
+    _micro_batches_are_local = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -126,9 +129,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
             self._step_tokens = self._step_tokens + count_tokens(inputs)
             loss = super().training_step(model, inputs, num_items_in_batch)
         except Exception:
-            # Where the trainer gathers metrics in each micro-batch, as TRL's do, the others wait in that and not in
-            # the reduction: this rank leaves at once, and the launcher ends them.
-            if self._num_step_numbers():
+            if self._micro_batches_are_local:
                 reduction.announce_failure()
             raise
         if self.accelerator.sync_gradients:
@@ -154,10 +155,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
             del self.rank_rows[:-KEPT_STEPS]
 
     def _num_step_numbers(self) -> int:
-        """How many numbers of its own this trainer adds to each rank's row; the same on all ranks in all steps.
-
-        A trainer that has some gathers nothing in its micro-batches.
-        """
+        """How many numbers of its own this trainer adds to each rank's row; the same on all ranks in all steps."""
         return 0
 
     def _step_numbers(self) -> list[float]:
@@ -224,15 +222,21 @@ def accelerated(trainer_class: "type[Trainer]") -> "type[Trainer]":
     >>> trainer = accelerated(DPOTrainer)(model=model, args=DPOConfig(...), train_dataset=pairs)
     ```
     """
-    from transformers import Trainer
-
     from ..imports import load_unsloth
 
     load_unsloth()
+    import trl
+    from transformers import Trainer
+
+    from .sft import UnslothAcceleratedSFTTrainer
+
     if not (isinstance(trainer_class, type) and issubclass(trainer_class, Trainer)):
         raise TypeError(f"`trainer_class` must be a subclass of transformers.Trainer, got {trainer_class!r}.")
     if issubclass(trainer_class, UnslothAcceleratedTrainerMixin):
         return trainer_class
-    current = getattr(sys.modules["trl"], trainer_class.__name__, None) if "trl" in sys.modules else None
-    base = current if trainer_class.__module__.startswith("trl.") and current is not None else trainer_class
-    return type(f"UnslothAccelerated{trainer_class.__name__}", (UnslothAcceleratedTrainerMixin, base), {})
+    of_trl = trainer_class.__module__.startswith("trl.")
+    base = getattr(trl, trainer_class.__name__, trainer_class) if of_trl else trainer_class
+    if base is trl.SFTTrainer:
+        return UnslothAcceleratedSFTTrainer
+    front = UnslothAcceleratedSFTTrainer if issubclass(base, trl.SFTTrainer) else UnslothAcceleratedTrainerMixin
+    return type(f"UnslothAccelerated{trainer_class.__name__}", (front, base), {})

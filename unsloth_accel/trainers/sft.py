@@ -45,6 +45,8 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
     ```
     """
 
+    _micro_batches_are_local = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._micro_batch_numbers: list[list[float]] = []
         self._tokens_before_step = 0.0
