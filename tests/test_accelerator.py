@@ -111,9 +111,11 @@ def test_an_error_inside_accumulate_stops_every_rank_at_once(tmp_path):
     assert "[rank1]: ValueError: a row that only rank 1 has" in ended.stderr
 
 
-@pytest.mark.multigpu
-def test_an_overflow_on_one_rank_skips_the_step_on_all(tmp_path):
-    launch(WORKER, "fp16", tmp_path / "out", config="ddp", timeout=120)
+@pytest.mark.parametrize(
+    "config", [pytest.param("cpu_gloo", marks=pytest.mark.gloo), pytest.param("ddp", marks=pytest.mark.multigpu)]
+)
+def test_an_overflow_on_one_rank_skips_the_step_on_all(config, tmp_path):
+    launch(WORKER, "fp16", tmp_path / "out", config=config, timeout=120)
     first, second = results(tmp_path / "out")
     assert first["deferred"] == second["deferred"]
     assert first["deferred"]["skipped"][2]

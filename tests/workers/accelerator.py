@@ -136,7 +136,11 @@ def fp16():
     """Gradients overflow on one rank in the third step: both must skip it, and halve the same scale."""
     results = {}
     for name in ("stock", "deferred"):
-        accelerator = kind(name, mixed_precision="fp16")
+        if torch.cuda.is_available():
+            accelerator = kind(name, mixed_precision="fp16")
+        else:  # where Accelerate makes no scaler: torch's own for the CPU, around float32
+            accelerator = kind(name)
+            accelerator.scaler = torch.amp.GradScaler("cpu")
         model = build()
         model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
         skipped = []
