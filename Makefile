@@ -48,7 +48,7 @@ test: $(INSTALLED)
 	$(PYTEST) -m "gpu or multigpu"
 	$(PYTEST) -m notebook
 	$(PYTEST) -m cpu -n 2
-	$(PYTEST) -m gloo
+	$(PYTEST) -m gloo -n 2 --dist loadfile
 
 quick: $(INSTALLED)
 	$(PYTEST) -m unit -n 2
