@@ -64,7 +64,7 @@ def answer(model, tokenizer) -> str:
     FastLanguageModel.for_inference(model)
     inputs = tokenizer(QUESTION, return_tensors="pt").to(model.device)
     with torch.no_grad():
-        generated = model.generate(**inputs, max_new_tokens=32, do_sample=False, repetition_penalty=1.3)
+        generated = model.generate(**inputs, max_new_tokens=32, do_sample=False, no_repeat_ngram_size=2)
     FastLanguageModel.for_training(model)
     return tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
