@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from unsloth_accel import UnslothAccelerator  # before transformers: the next line imports unsloth
 
-
-from unsloth import FastLanguageModel  # isort: skip
+from train import LINEAR, load_rows, model_and_dataset  # isort: skip  # first: it imports Unsloth, before transformers
 import torch
 from torch.utils.data import DataLoader
-from train import LINEAR, load_rows, prepare_small_model
+from unsloth import FastLanguageModel
 
-from unsloth_accel.rank_first import run_once
+from unsloth_accel import UnslothAccelerator
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,10 +73,7 @@ def train_step(accelerator, model, optimizer, micro_batches: list[dict]) -> tupl
 def main() -> None:
     options = parse_arguments()
     accelerator = UnslothAccelerator(gradient_accumulation_steps=options.accumulation)
-    model_name, dataset_name = options.model, options.dataset
-    if model_name is None or dataset_name is None:
-        small = run_once(lambda: prepare_small_model(options.output), name="making the small model")
-        model_name, dataset_name = model_name or small[0], dataset_name or small[1]
+    model_name, dataset_name = model_and_dataset(options)
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name, max_seq_length=options.max_length, load_in_4bit=False, dtype=torch.float32
     )

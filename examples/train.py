@@ -45,6 +45,14 @@ def prepare_small_model(folder: Path) -> tuple[str, str]:
     return small_llama(rows["text"], folder / "small_llama"), str(folder / "stdlib.parquet")
 
 
+def model_and_dataset(options: argparse.Namespace) -> tuple[str, str]:
+    """The names on the command line; what is not named is made by one rank."""
+    if options.model and options.dataset:
+        return options.model, options.dataset
+    model, dataset = run_once(lambda: prepare_small_model(options.output), name="making the small model")
+    return options.model or model, options.dataset or dataset
+
+
 def load_rows(name: str) -> Dataset:
     if Path(name).suffix == ".parquet":
         return load_dataset("parquet", data_files=name, split="train")
@@ -71,10 +79,7 @@ def answer(model, tokenizer) -> str:
 
 def main() -> None:
     options = parse_arguments()
-    model_name, dataset_name = options.model, options.dataset
-    if model_name is None or dataset_name is None:
-        small = run_once(lambda: prepare_small_model(options.output), name="making the small model")
-        model_name, dataset_name = model_name or small[0], dataset_name or small[1]
+    model_name, dataset_name = model_and_dataset(options)
     model, tokenizer = load_model(model_name, options)
     before = answer(model, tokenizer)
     trainer = UnslothAcceleratedSFTTrainer(

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -101,3 +102,34 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             script = Path(__file__).with_name("tiny_model.py")
             subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=120)
     return folder
+
+
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system too small for what is written to it; the folder is missing where this user may not mount one."""
+    with _mounted(tmp_path_factory.mktemp("disk") / "small", "size=128k") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def read_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that nobody can write to; for root that takes a mount, and where that fails the folder is missing."""
+    folder = tmp_path_factory.mktemp("disk") / "read_only"
+    if os.getuid() == 0:
+        with _mounted(folder, "ro"):
+            yield folder
+        return
+    folder.mkdir(mode=0o555)
+    yield folder
+
+
+@contextmanager
+def _mounted(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        folder.rmdir()
+        yield folder
+        return
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from pyarrow.parquet import read_table
 
 from launch import ROOT, launch
 
@@ -69,6 +70,12 @@ def test_the_demo_learns(trained):
     assert losses[-1] < losses[0] - 0.2
 
 
+def test_the_text_of_the_demo_is_thousands_of_rows_of_uneven_length(trained):
+    lengths = sorted(map(len, read_table(trained.data[1])["text"].to_pylist()))
+    assert len(lengths) > 2000
+    assert lengths[len(lengths) * 9 // 10] > 4 * lengths[len(lengths) // 10]
+
+
 def test_the_demo_saves_the_adapter_once_and_answers_before_and_after(trained):
     assert (trained.folder / "adapter_model.safetensors").stat().st_size > 0
     for label in ("before: ", "after:  "):
@@ -82,6 +89,15 @@ def test_the_demo_says_its_choice_once_and_imports_in_order(trained):
     assert everything.count("2 ranks, gradients deferred") == 1
     assert "Unsloth should be imported before" not in everything
     assert everything.count("'train_runtime'") == 1
+    assert len(re.findall(r" 0/30 \[00:00<", everything)) == 1, "one progress bar"
+
+
+def test_what_unsloth_and_transformers_say_of_importing_and_loading_is_said_once(trained):
+    everything = trained.stdout + trained.stderr
+    assert everything.count("no GPU found, training on CPU") == 1
+    assert everything.count("Unsloth (CPU): LlamaForCausalLM") == 1
+    assert len(re.findall("Loading weights: +0%", everything)) == 1
+    assert "destroy_process_group" not in everything
 
 
 def test_two_ranks_of_the_loop_follow_one(one_rank, two_ranks):

@@ -88,6 +88,23 @@ def test_handles_may_be_undone_in_any_order(one_fix, monkeypatch):
     assert one_fix.greet == "hello"
 
 
+def test_what_concerns_loading_is_held_until_it_is_released(one_fix, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    loading = replace(registry.FIXES[0], stage="loading")
+    monkeypatch.setattr(registry, "FIXES", (loading, replace(loading, name="training", stage="training")))
+    registry.apply_loading_fixes()
+    assert one_fix.greet == "hello", "there is nothing of Unsloth's to change yet"
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())
+    registry.apply_loading_fixes()
+    registry.apply_loading_fixes()
+    assert one_fix.greet == "bonjour"
+    assert [fix.state for fix in status()] == ["applied", "needed"]
+    with apply_fixes():
+        registry.undo_loading_fixes()
+        assert one_fix.greet == "bonjour", "a trainer still needs it"
+    assert one_fix.greet == "hello"
+
+
 def test_undo_removes_what_was_only_inherited():
     class Base:
         greet = "hello"

@@ -68,6 +68,27 @@ def test_unsloth_prints_on_rank_0_only(rank, monkeypatch, capsys):
     assert "print" not in vars(module)
 
 
+def test_bars_of_loading_are_shown_on_rank_0_only(rank):
+    from transformers.utils import logging
+
+    undo = quiet_ranks.apply(None)
+    assert logging.is_progress_bar_enabled() == (rank == "0")
+    undo()
+    assert logging.is_progress_bar_enabled()
+
+
+def test_bars_that_the_user_switched_off_stay_off(monkeypatch):
+    from transformers.utils import logging
+
+    monkeypatch.setenv("RANK", "1")
+    logging.disable_progress_bar()
+    try:
+        quiet_ranks.apply(None)()
+        assert not logging.is_progress_bar_enabled()
+    finally:
+        logging.enable_progress_bar()
+
+
 def test_statistics_are_left_to_rank_0(rank, monkeypatch):
     monkeypatch.delenv(statistics.VARIABLE, raising=False)
     assert statistics.probe(None).needed

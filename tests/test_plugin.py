@@ -2,7 +2,9 @@
 
 import pytest
 
-from unsloth_accel import ConfigurationError, UnslothAcceleratorPlugin
+from unsloth_accel import ConfigurationError, MultiGPUConfig, UnslothAcceleratorPlugin
+from unsloth_accel.multi_gpu_config import FIELDS as MULTI_GPU_FIELDS
+from unsloth_accel.plugin import MULTI_GPU_FIELDS as MULTI_GPU_VARIABLES
 from unsloth_accel.plugin import PLUGIN_FIELDS
 
 
@@ -64,6 +66,22 @@ def test_a_bad_value_is_refused_by_name_with_what_is_allowed(field, source, monk
     assert "got 'sideways'" in message
     for allowed in CHOICES.get(field, ["true", "false"]):
         assert allowed in message
+
+
+@pytest.mark.parametrize("config", [UnslothAcceleratorPlugin, MultiGPUConfig])
+def test_a_misspelt_variable_is_refused_with_the_nearest(config, monkeypatch):
+    for field in MULTI_GPU_FIELDS:
+        monkeypatch.delenv(variable(field), raising=False)
+    monkeypatch.setenv(variable("gradient_sync"), "deferred")
+    monkeypatch.setenv(variable("num_gpus"), "2")
+    config()
+    monkeypatch.setenv(variable("gradient_synch"), "deferred")
+    with pytest.raises(ConfigurationError, match=r"`UNSLOTH_ACCEL_GRADIENT_SYNCH` .*Did you mean .*GRADIENT_SYNC`\?"):
+        config()
+
+
+def test_the_variables_of_both_configurations_are_known():
+    assert MULTI_GPU_VARIABLES == MULTI_GPU_FIELDS
 
 
 @pytest.mark.parametrize("value", ["true", 1, 0])

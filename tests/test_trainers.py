@@ -95,13 +95,13 @@ def test_bad_arguments_are_refused_before_training(after):
 @pytest.fixture(scope="module")
 def unsloth_ranks(tmp_path_factory, tiny_model):
     out = tmp_path_factory.mktemp("unsloth") / "out"
-    began = time.monotonic()
     ended = launch(WORKERS / "trainers.py", tiny_model, out, timeout=120, expect_failure=True)
     return SimpleNamespace(
-        seconds=time.monotonic() - began,
+        seconds=time.time() - out.with_name("out-0.json").stat().st_mtime,
         stderr=ended.stderr,
         ranks=[json.loads(out.with_name(f"out-{rank}.json").read_text()) for rank in range(2)],
         stopped=json.loads(out.with_name("out-stopped").read_text()),
+        groups=[out.with_name(f"out-{rank}.group").read_text() for rank in range(2)],
     )
 
 
@@ -124,6 +124,13 @@ def test_a_split_model_is_refused_on_every_rank(unsloth_ranks):
 
 
 @pytest.mark.gloo
+def test_nccl_on_the_cpu_is_refused_by_accelerate(unsloth_ranks):
+    """We leave this to it: it comes when the SFTConfig is made."""
+    for rank in unsloth_ranks.ranks:
+        assert rank["nccl"] == ["ValueError", "Your assigned backend nccl is not available, please use gloo"]
+
+
+@pytest.mark.gloo
 def test_the_choice_is_said_once_for_each_trainer_by_rank_0(unsloth_ranks):
     """The drop-ins that trained on a dense model, on experts, and until one rank failed."""
     assert unsloth_ranks.stderr.count("2 ranks, gradients deferred: ") == 3
@@ -133,19 +140,22 @@ def test_the_choice_is_said_once_for_each_trainer_by_rank_0(unsloth_ranks):
 def test_a_rank_that_fails_stops_the_others_in_the_same_step(unsloth_ranks):
     assert unsloth_ranks.seconds < 60
     assert "Rank 1 failed" in unsloth_ranks.stopped["text"]
+    assert 'raise ValueError("only rank 1 has this row")' in unsloth_ranks.stopped["text"], "whoever speaks first"
     assert unsloth_ranks.stopped["step"] in (1, 2), "it failed in the second step"
     assert "[rank0]: unsloth_accel.errors.PeerError: Rank 1 failed" in unsloth_ranks.stderr
     assert '[rank1]:     raise ValueError("only rank 1 has this row")' in unsloth_ranks.stderr
     assert "[rank1]: ValueError: only rank 1 has this row" in unsloth_ranks.stderr
+    assert "destroy_process_group() was not called" not in unsloth_ranks.stderr
+    assert unsloth_ranks.groups == ["destroyed", "destroyed"], "torch warns only of NCCL"
 
 
 @pytest.fixture(scope="module")
 def plain_ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp("plain") / "out"
-    began = time.monotonic()
     ended = launch(WORKERS / "plain_trainer.py", out, timeout=90, expect_failure=True)
     ranks = [json.loads(out.with_name(f"out-{rank}.json").read_text()) for rank in range(2)]
-    return SimpleNamespace(seconds=time.monotonic() - began, stderr=ended.stderr, ranks=ranks)
+    seconds = time.time() - out.with_name("out-0.json").stat().st_mtime
+    return SimpleNamespace(seconds=seconds, stderr=ended.stderr, ranks=ranks)
 
 
 @pytest.mark.gloo
@@ -169,7 +179,43 @@ def test_what_training_arguments_say_of_ddp_wins_over_the_rule(case, expected, p
 def test_two_precisions_at_once_are_refused_by_transformers(plain_ranks):
     """We leave this to it. Unsloth's CPU backend takes one of the two instead of refusing."""
     for rank in plain_ranks.ranks:
-        assert rank["two precisions"] == "At most one of fp16 and bf16 can be True, but not both"
+        assert rank["two precisions"] == ["ValueError", "At most one of fp16 and bf16 can be True, but not both"]
+
+
+@pytest.mark.gloo
+def test_ranks_that_would_train_apart_are_refused(plain_ranks):
+    for rank in plain_ranks.ranks:
+        kind, text = rank["apart"]
+        assert kind == "ConfigurationError"
+        assert text.startswith("`WORLD_SIZE` is 2, but Accelerate sees 1 process: the ranks would train apart.")
+
+
+@pytest.mark.gloo
+def test_it_stands_down_for_a_mode_that_splits_the_model_and_says_so_once(plain_ranks):
+    assert plain_ranks.stderr.count("Unsloth's tensor parallelism is in charge, unsloth_accel stands down") == 1
+    for rank in plain_ranks.ranks:
+        assert rank["stands down"]["DDP in charge"]
+        assert rank["stands down"]["fixes"] == []
+        assert rank["by rule"]["fixes"], "else nothing is shown"
+
+
+@pytest.mark.gloo
+def test_one_rank_saves_for_all_and_its_error_is_everybodys(plain_ranks):
+    weights = ["model.safetensors", "training_args.bin"]
+    for number, rank in enumerate(plain_ranks.ranks):
+        assert rank["saving"]["folder"] == weights
+        assert set(rank["saving"]["checkpoint"]) >= set(weights), "no rank goes on before they are there"
+        kind, text = rank["saving"]["error"]
+        assert kind == ("PeerError" if number else "OSError")
+        assert "no space left, after ['model.safetensors']" in text
+        assert rank["saving"]["left"] == []
+
+
+@pytest.mark.gloo
+def test_a_run_resumed_on_cpu_follows_the_whole_run(plain_ranks):
+    for rank in plain_ranks.ranks:
+        whole, resumed = rank["saving"]["weights"]
+        assert resumed == whole
 
 
 @pytest.mark.gloo

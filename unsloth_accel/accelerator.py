@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .announce import announce
 from .errors import ConfigurationError, PeerError
-from .fixes import AppliedFixes, apply_fixes
+from .fixes import AppliedFixes, apply_fixes, apply_loading_fixes
 from .fixes.frozen_weights import left_out_of_ddp
 from .gradient_sync import GradientSyncChoice, StepReduction, choose_gradient_sync, graph_changes
 from .plugin import UnslothAcceleratorPlugin
@@ -145,6 +145,7 @@ class UnslothAccelerator(Accelerator):
         check_ranks_train_together(self)
         if runs_ddp(self):
             leave_process_group_at_exit()
+            apply_loading_fixes()
 
     def prepare_model(
         self, model: nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False

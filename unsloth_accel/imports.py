@@ -5,9 +5,11 @@ imports it, so that the moment is chosen and the order is checked.
 """
 
 import io
+import logging
 import os
 import sys
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
@@ -68,6 +70,21 @@ def check_ranks_fit_gpus() -> None:
         )
 
 
+@contextmanager
+def _only_rank_0_speaks() -> Iterator[None]:
+    """Unsloth and what it imports greet and warn on every rank; what the others would say is on rank 0, too."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
 def load_unsloth() -> ModuleType:
     """Imports `unsloth`, which patches trl, transformers and peft, after checking versions and ranks.
 
@@ -81,8 +98,7 @@ def load_unsloth() -> ModuleType:
     if "unsloth" not in sys.modules:
         check_versions()
         check_ranks_fit_gpus()
-    # Unsloth greets on every rank; what it says on the others is on rank 0, too.
-    with redirect_stdout(io.StringIO()) if os.environ.get("RANK", "0") != "0" else nullcontext():
+    with _only_rank_0_speaks():
         import unsloth
 
     module: ModuleType = unsloth

@@ -6,18 +6,16 @@ How the trainer is reached, and why that way, is in `trainer_redirect.py`.
 import copy
 import logging
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .announce import announce
-from .configs import config_path
 from .errors import ConfigurationError
-from .fixes import apply_fixes
+from .fixes import apply_fixes, undo_loading_fixes
 from .fixes import status as fix_status
 from .fixes.fix import Undo, undo_all
+from .idle_gpus import say_what_stays_idle
 from .multi_gpu_config import DDPBackend, MultiGPUConfig
 from .multi_gpu_status import Decision, MultiGPUStatus
 from .trainer_redirect import redirect, set_checkpointing, sft_trainer_classes
@@ -84,15 +82,15 @@ def enable_multi_gpu(
         announce("enable_multi_gpu was called again: the new settings replace those of the first call")
         _active.disable()
     _active = MultiGPUHandle(config)
-    if "LOCAL_RANK" not in os.environ:
-        _say_what_stays_idle(config)
+    say_what_stays_idle(config.launch_config, config.num_gpus)
     return _active
 
 
 def disable_multi_gpu() -> None:
-    """Restores everything that `enable_multi_gpu` replaced; does nothing when it is not in effect."""
+    """Restores what `enable_multi_gpu` replaced, and what was mended for loading when a trainer class was imported."""
     if _active is not None:
         _active.disable()
+    undo_loading_fixes()
 
 
 def get_multi_gpu_status() -> MultiGPUStatus:
@@ -137,6 +135,7 @@ class MultiGPUHandle:
         """Restores everything. A trainer that was made before stays of its class. A second call does nothing."""
         global _active
         undo_all(self._undos)
+        undo_loading_fixes()
         if _active is self:
             _active = None
 
@@ -243,30 +242,6 @@ def _check_world_size(config: MultiGPUConfig) -> None:
             f"`num_gpus={config.num_gpus}`, but the launcher started {_world_size()} ranks. Launch with "
             f"`--num_processes {config.num_gpus}`, or leave `num_gpus` out."
         )
-
-
-def _say_what_stays_idle(config: MultiGPUConfig) -> None:
-    import torch
-
-    gpus = torch.cuda.device_count()
-    wanted = config.num_gpus or gpus
-    if gpus > 1:
-        command = _command(config, wanted)
-        announce("one process uses one GPU, %d of %d stay idle. To use %d: %s", gpus - 1, gpus, wanted, command)
-    elif gpus == 0:
-        announce("no GPU is visible: training runs on the CPU, in one process")
-
-
-def _command(config: MultiGPUConfig, num_processes: int) -> str:
-    """How to start again what runs now, on several GPUs."""
-    if not hasattr(sys.modules["__main__"], "__file__"):  # a notebook or a prompt: there is nothing to start again
-        return "put the training into a function and call `unsloth_accel.launch_ddp_training(function)`"
-    rest = list(sys.orig_argv[1:])
-    while rest and rest[0].startswith("-") and rest[0] != "-m":  # the interpreter's own options
-        rest = rest[2 if rest[0] in ("-X", "-W") else 1 :]
-    file = config_path(config.launch_config)
-    options = ["--config_file", str(file), "--num_processes", str(num_processes)]
-    return shlex.join(["accelerate", "launch", *options, *rest])
 
 
 def _devices() -> tuple[str, ...]:

@@ -1,20 +1,18 @@
 """The settings of `enable_multi_gpu`, from arguments, a dict, a YAML file or the environment."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import ConfigurationError
 from .plugin import (
-    ENV_PREFIX,
-    PLUGIN_FIELDS,
     UnslothAcceleratorPlugin,
     read_boolean,
     read_choice,
     read_field,
+    refuse_unknown,
+    refuse_unknown_variables,
 )
 
 
@@ -48,7 +46,8 @@ class MultiGPUConfig:
             (`TORCH_DISTRIBUTED_DEBUG=DETAIL`), which is slow.
 
     Raises:
-        ConfigurationError: If a value, or an environment variable that supplies one, is not allowed.
+        ConfigurationError: If a value, or an environment variable that supplies one, is not allowed, or a variable
+            `UNSLOTH_ACCEL_...` is misspelt.
 
     Example:
 
@@ -69,6 +68,7 @@ class MultiGPUConfig:
     debug: bool | None = None
 
     def __post_init__(self) -> None:
+        refuse_unknown_variables()
         self.num_gpus = self._positive("num_gpus")
         self.batch_size_per_gpu = self._positive("batch_size_per_gpu")
         self.ddp_backend = read_choice(self, "ddp_backend", get_args(DDPBackend))
@@ -85,7 +85,7 @@ class MultiGPUConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MultiGPUConfig":
         """Builds the config from a mapping; a key that is no field is an error that names the nearest field."""
-        _refuse_unknown(values, FIELDS, "")
+        refuse_unknown(values, FIELDS, " is no setting of MultiGPUConfig")
         return cls(**values)
 
     @classmethod
@@ -106,9 +106,6 @@ class MultiGPUConfig:
     @classmethod
     def from_env(cls) -> "MultiGPUConfig":
         """Builds the config from `UNSLOTH_ACCEL_<FIELD>`; one that nothing reads is an error."""
-        mine = {name: value for name, value in os.environ.items() if name.startswith(ENV_PREFIX)}
-        known = {f"{ENV_PREFIX}{name.upper()}" for name in (*FIELDS, *PLUGIN_FIELDS)}
-        _refuse_unknown(mine, known, " in the environment")
         return cls()
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,11 +133,3 @@ class MultiGPUConfig:
 
 
 FIELDS = tuple(field.name for field in fields(MultiGPUConfig))
-
-
-def _refuse_unknown(values: Mapping[str, Any], known: "tuple[str, ...] | set[str]", where: str) -> None:
-    for key in values:
-        if key not in known:
-            nearest = get_close_matches(str(key), sorted(known), n=1)
-            hint = f" Did you mean `{nearest[0]}`?" if nearest else f" Known: {', '.join(sorted(known))}."
-            raise ConfigurationError(f"`{key}`{where} is no setting of MultiGPUConfig.{hint}")

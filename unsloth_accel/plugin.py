@@ -1,8 +1,9 @@
 """The one configuration object: every choice a user can make about how Unsloth's model runs on many ranks."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import ConfigurationError
@@ -15,6 +16,16 @@ GradientSync = Literal["auto", "deferred", "overlapped"]
 CommHook = Literal["no", "bf16", "fp16"]
 
 ENV_PREFIX = "UNSLOTH_ACCEL_"
+# Read from the environment by `MultiGPUConfig`, which lies above this module; a test compares them with its fields.
+MULTI_GPU_FIELDS = (
+    "num_gpus",
+    "batch_size_per_gpu",
+    "ddp_backend",
+    "enable_memory_optimization",
+    "enable_gradient_checkpointing",
+    "find_unused_parameters",
+    "debug",
+)
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -48,6 +59,26 @@ def read_boolean(config: object, name: str) -> bool | None:
     return _BOOLEANS[str(value).lower()]
 
 
+def refuse_unknown(given: Iterable[str], known: Collection[str], where: str) -> None:
+    """Raises for the first name that is not known, with the nearest one that is.
+
+    Raises:
+        ConfigurationError: Naming it and, after `where`, what it is not.
+    """
+    for name in given:
+        if name not in known:
+            nearest = get_close_matches(str(name), sorted(known), n=1)
+            hint = f" Did you mean `{nearest[0]}`?" if nearest else f" Known: {', '.join(sorted(known))}."
+            raise ConfigurationError(f"`{name}`{where}.{hint}")
+
+
+def refuse_unknown_variables() -> None:
+    """Raises for a variable with our prefix that nothing reads: it is misspelt, and would do nothing."""
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in (*PLUGIN_FIELDS, *MULTI_GPU_FIELDS)}
+    given = [variable for variable in os.environ if variable.startswith(ENV_PREFIX)]
+    refuse_unknown(given, known, " in the environment is no setting of unsloth_accel")
+
+
 @dataclass(kw_only=True)
 class UnslothAcceleratorPlugin:
     """Configures how Accelerate prepares an Unsloth model for data-parallel training.
@@ -73,7 +104,8 @@ class UnslothAcceleratorPlugin:
             DDP reducer, so a value other than `"no"` selects `"overlapped"`.
 
     Raises:
-        ConfigurationError: If a value, or an environment variable that supplies one, is not allowed.
+        ConfigurationError: If a value, or an environment variable that supplies one, is not allowed, or a variable
+            `UNSLOTH_ACCEL_...` is misspelt.
 
     Example:
 
@@ -93,6 +125,7 @@ class UnslothAcceleratorPlugin:
     comm_hook: CommHook | None = None
 
     def __post_init__(self) -> None:
+        refuse_unknown_variables()
         self.gradient_sync = read_choice(self, "gradient_sync", get_args(GradientSync), "auto")
         self.comm_hook = read_choice(self, "comm_hook", get_args(CommHook), "no")
         for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view"):

@@ -1,6 +1,7 @@
 """Checks `enable_multi_gpu` on every rank: `multi_gpu.py MODEL OUT`. Rank 0 writes what the test compares into OUT."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 import torch.distributed as dist
 import trl
 import trl.trainer.sft_trainer
+from accelerate import PartialState
+from transformers.utils.logging import is_progress_bar_enabled
 from trl import SFTConfig
 from trl import SFTTrainer as Early
 from unsloth import FastLanguageModel
@@ -24,6 +27,11 @@ from unsloth_accel import (
     enable_multi_gpu,
     get_multi_gpu_status,
 )
+from unsloth_accel.fixes import statistics, training_banner
+
+
+LIBRARIES = ("unsloth", "unsloth_zoo", "trl", "transformers", "accelerate", "torch")
+os.environ.pop(statistics.VARIABLE, None)  # Set by launch.py; offline, Unsloth sends none anyway.
 
 
 class Derived(Early):
@@ -39,10 +47,27 @@ class Derived(Early):
         return super().compute_loss(*args, **kwargs)
 
 
-def attributes():
-    """Every attribute of what could have been touched, by identity."""
-    owners = [trl, trl.trainer.sft_trainer, unsloth, *Early.__mro__[:-1], Derived]
-    return {(repr(owner), name): id(value) for owner in owners for name, value in list(vars(owner).items())}
+def attributes(model):
+    """Every function and class that the libraries, the trainers and the model hold, by identity."""
+    owners = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in LIBRARIES}
+    owners |= {cls.__qualname__: cls for cls in (PartialState, *Early.__mro__[:-1], Derived)} | {"model": model}
+    held = [(owner, name, value) for owner, it in owners.items() for name, value in list(vars(it).items())]
+    return {(owner, name): id(value) for owner, name, value in held if callable(value)}
+
+
+def state():
+    """What else a fix touches."""
+    filters = [list(logging.getLogger(name).filters) for name in training_banner.LOGGERS]
+    return filters, dist.get_debug_level(), os.environ.get(statistics.VARIABLE), is_progress_bar_enabled()
+
+
+def assert_restored(model, before):
+    """What a library has loaded meanwhile is not ours to take back."""
+    now = attributes(model)
+    changed = {key for key, value in before[0].items() if now.get(key) != value}
+    added = {key for key in now.keys() - before[0].keys() if key[1] == "print"}
+    assert not changed | added, changed | added
+    assert state() == before[1]
 
 
 def arguments(folder, **options):
@@ -83,11 +108,13 @@ def main() -> None:
     path, out = sys.argv[1], Path(sys.argv[2])
     # TRL and transformers fill their lazy modules when a name is first used; that is not ours to restore.
     _ = trl.SFTTrainer, UnslothAcceleratedSFTTrainer
+    assert (vars(unsloth).get("print") is None) == (os.environ["RANK"] == "0"), "the class mends the loading"
+    disable_multi_gpu()
     model, tokenizer = lora(path)
     rows = datasets.Dataset.from_list([{"text": "rank and batch " * (1 + index % 5)} for index in range(16)])
     common = {"model": model, "processing_class": tokenizer, "train_dataset": rows}
     script_arguments = arguments(out.parent / "run")
-    before = attributes()
+    before = attributes(model), state()
 
     with enable_multi_gpu(
         num_gpus=2,
@@ -99,6 +126,7 @@ def main() -> None:
         debug=True,
     ):
         assert dist.get_debug_level() == dist.DebugLevel.DETAIL
+        assert logging.getLogger("unsloth_accel").level == logging.DEBUG
         for trainer_class in (Early, trl.SFTTrainer, trl.trainer.sft_trainer.SFTTrainer):
             trainer = trainer_class(args=script_arguments, **common)
             assert type(trainer) is UnslothAcceleratedSFTTrainer
@@ -115,20 +143,24 @@ def main() -> None:
         assert (derived.note, derived.seen, len(derived.rank_rows)) == ("mine", 2, 2)
         assert not model.is_gradient_checkpointing
         status = get_multi_gpu_status()
+        touched = {key for key, value in attributes(model).items() if before[0].get(key) != value}
+        expected = {("torch", "load"), ("PartialState", "main_process_first"), (Early.__qualname__, "__init__")}
+        expected |= {("model", "save_pretrained_merged")}
+        assert touched >= expected, touched
+        assert state() != before[1]
 
-    assert attributes() == before, {key for key, value in attributes().items() if before.get(key) != value}
-    assert dist.get_debug_level() == dist.DebugLevel.OFF
+    assert_restored(model, before)
     assert not isinstance(Early(args=script_arguments, **common), UnslothAcceleratedTrainerMixin)
     assert not isinstance(Derived(args=script_arguments, note="", **common), UnslothAcceleratedTrainerMixin)
 
     errors = [refused(enable_multi_gpu, num_gpus=3)]
-    assert attributes() == before, "a refused call left something behind"
+    assert_restored(model, before)
     enable_multi_gpu(ddp_backend="nccl")
     enable_multi_gpu(ddp_backend="nccl", batch_size_per_gpu=2)
     errors += [refused(Early, args=script_arguments, **common), refused(Early, **common)]
     disable_multi_gpu()
     disable_multi_gpu()
-    assert attributes() == before, "two calls left something behind"
+    assert_restored(model, before)
 
     if os.environ["RANK"] == "0":
         out.write_text(json.dumps({"status": status.to_json(), "printed": str(status), "errors": errors}))

@@ -1,6 +1,6 @@
 """The mixin in front of transformers' Trainer, on two ranks: `plain_trainer.py OUT`. Without Unsloth it starts fast.
 
-First what TrainingArguments say about DDP; at the end the collator of rank 1 fails.
+First what TrainingArguments say about DDP, saving and resuming; at the end the collator of rank 1 fails.
 """
 
 import json
@@ -20,7 +20,10 @@ OUT = sys.argv[1]
 
 
 class AcceleratedTrainer(UnslothAcceleratedTrainerMixin, Trainer):
-    pass
+    def _save_optimizer_and_scheduler(self, output_dir):
+        """The moment after the weights were saved."""
+        self.saved = sorted(os.listdir(output_dir))
+        super()._save_optimizer_and_scheduler(output_dir)
 
 
 class Square(nn.Module):
@@ -45,21 +48,17 @@ class Collate:
         return {"x": torch.stack([row["x"] for row in rows])}
 
 
+def make(plugin=None, fails=False, **arguments):
+    options = {"per_device_train_batch_size": 1, "max_steps": 4, "use_cpu": True, "save_strategy": "no"}
+    options |= {"report_to": "none", "remove_unused_columns": False, "disable_tqdm": True}
+    rows = [{"x": torch.full((4,), float(index))} for index in range(8)]
+    arguments = TrainingArguments(f"{OUT}.run", **options | arguments)
+    return AcceleratedTrainer(Square(), arguments, Collate(fails), rows, plugin=plugin)
+
+
 def train(plugin=None, fails=False, **arguments):
     """What DDP was built with and what was chosen."""
-    arguments = TrainingArguments(
-        f"{OUT}.run",
-        per_device_train_batch_size=1,
-        max_steps=4,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        **arguments,
-    )
-    rows = [{"x": torch.full((4,), float(index))} for index in range(8)]
-    trainer = AcceleratedTrainer(Square(), arguments, Collate(fails), rows, plugin=plugin)
+    trainer = make(plugin, fails, **arguments)
     trainer.train()
     ddp = trainer.model_wrapped
     return {
@@ -69,20 +68,64 @@ def train(plugin=None, fails=False, **arguments):
         "gradient_as_bucket_view": ddp.gradient_as_bucket_view,
         "DDP in charge": ddp.require_backward_grad_sync,
         "weight": ddp.module.weight.tolist(),
+        "fixes": trainer.applied_fixes.names,
     }
 
 
-def refusal(**arguments):
+def stands_down():
+    """As Unsloth's tensor parallelism is asked for, though nothing here splits the model."""
+    os.environ["UNSLOTH_TP_SIZE"] = "2"
     try:
-        TrainingArguments(f"{OUT}.run", use_cpu=True, **arguments)
-    except ValueError as error:
-        return str(error)
+        return train()
+    finally:
+        del os.environ["UNSLOTH_TP_SIZE"]
+
+
+class FullDisk:
+    """What is written after the weights."""
+
+    def save_pretrained(self, folder):
+        raise OSError(f"no space left, after {sorted(os.listdir(folder))}")
+
+
+def save():
+    """A checkpoint on the way, from which a second trainer goes on; then a folder, and one that stays half written."""
+    first, resumed = make(save_strategy="steps", save_steps=2), make()
+    first.train()
+    resumed.train(resume_from_checkpoint=f"{OUT}.run/checkpoint-2")
+    first.save_model(f"{OUT}.model")
+    written = sorted(os.listdir(f"{OUT}.model"))
+    first.processing_class = FullDisk()
+    return {
+        "checkpoint": first.saved,
+        "weights": [trainer.model.weight.tolist() for trainer in (first, resumed)],
+        "folder": written,
+        "error": failure(first.save_model, f"{OUT}.half"),
+        "left": [name for name in os.listdir(Path(OUT).parent) if name.endswith(".incomplete") or "half" in name],
+    }
+
+
+def trained_apart():
+    """Without a GPU, and nothing says that the ranks run on the CPU."""
+    on_cpu = os.environ.pop("ACCELERATE_USE_CPU")
+    try:
+        return failure(make, use_cpu=False)
+    finally:
+        os.environ["ACCELERATE_USE_CPU"] = on_cpu
+
+
+def failure(function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except Exception as error:
+        return [type(error).__name__, str(error)]
     return None
 
 
 def main():
     overlapped = UnslothAcceleratorPlugin(gradient_sync="overlapped")
     result = {
+        "apart": trained_apart(),  # before there is a process group
         "by rule": train(),
         "overlapped": train(overlapped),
         "find unused": train(overlapped, ddp_find_unused_parameters=True, ddp_bucket_cap_mb=3),
@@ -91,7 +134,9 @@ def main():
             ddp_find_unused_parameters=True,
         ),
         "static graph": train(ddp_static_graph=True),
-        "two precisions": refusal(fp16=True, bf16=True),
+        "stands down": stands_down(),
+        "two precisions": failure(make, fp16=True, bf16=True),
+        "saving": save(),
     }
     Path(f"{OUT}-{RANK}.json").write_text(json.dumps(result))
     train(fails=True)

@@ -96,6 +96,8 @@ def load_time_fixes(model):
     from unsloth_accel.fixes import apply_fixes
 
     embeddings = model.get_input_embeddings().weight.detach().clone()
+    seen["shared"] = offloaded_unfixed(model, _utils.offload_to_disk)
+    seen["automatic"] = [loader.is_automatic_device_map(word) for word in ("auto", "balanced", "sequential")]
     seen["named-device"] = [loader.is_automatic_device_map("cuda:0")]
     with apply_fixes():
         seen["named-device"].append(loader.is_automatic_device_map("cuda:0"))
@@ -103,6 +105,26 @@ def load_time_fixes(model):
         seen["statistics"] = os.environ.get("UNSLOTH_DISABLE_STATISTICS")
     moved = model.get_input_embeddings()
     seen["offloaded"] = [moved._offloaded_file_location, torch.equal(moved.weight, embeddings)]
+
+
+def offloaded_unfixed(model, offload):
+    """Where this rank's embeddings go without the fix; one rank after the other, for it may be one file."""
+    path, model.config._name_or_path = model.config._name_or_path, "base"
+    for rank in range(dist.get_world_size()):
+        if rank == RANK:
+            moved = offload(model.get_input_embeddings(), model, "embeddings", str(out / "shared"))
+        dist.barrier()
+    model.config._name_or_path = path
+    return moved._offloaded_file_location
+
+
+def saved_by_every_rank(model):
+    """The saving methods that Unsloth has bound to this model and the fix does not know."""
+    methods = {
+        name: method for name, method in vars(model).items() if name.startswith(("save_pretrained_", "push_to"))
+    }
+    assert len(methods) > 2
+    return [name for name, method in methods.items() if not hasattr(method, "_unsloth_accel_saves_once")]
 
 
 def save_once(model, tokenizer, kind, **options):
@@ -117,6 +139,7 @@ def save_once(model, tokenizer, kind, **options):
         seen[f"{kind}-wrong"] = save_by_all(model, out / f"{kind}-one")
     fixes = apply_fixes(model)
     seen["fixes"] = fixes.names
+    seen[f"{kind}-forgotten"] = saved_by_every_rank(model)
     model.save_pretrained_merged(
         save_directory=out / f"{kind}-all", tokenizer=tokenizer, is_main_process=RANK == 0, **options
     )
@@ -147,6 +170,7 @@ def fail(model, tokenizer):
     if full_disk.is_dir():
         caught("full", model.save_pretrained_merged, full_disk / "model", tokenizer)
         seen["full-left"] = os.listdir(full_disk)
+    caught("push", model.push_to_hub_merged, "nobody/nothing", tokenizer)  # there is no network
     if RANK == 0:
         model.save_pretrained_merged(out / "alone", tokenizer)
     (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))

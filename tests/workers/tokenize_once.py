@@ -1,4 +1,4 @@
-"""Data preparation by several ranks: python tokenize_once.py gpu_path|trl|second MODEL OUT READ_ONLY.
+"""Data preparation by several ranks: python tokenize_once.py gpu_path|trl|second MODEL OUT READ_ONLY FULL_DISK.
 
 `trl` runs TRL's own trainer, as Unsloth's CPU backend does, and `second` the same in a second job. `gpu_path` runs the
 trainer that Unsloth generates where there is a GPU, without one.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 RANK = int(os.environ["RANK"])
-path, model_folder, out, read_only = sys.argv[1], *map(Path, sys.argv[2:])
+path, model_folder, out, read_only, full_disk = sys.argv[1], *map(Path, sys.argv[2:])
 seen: dict[str, object] = {}
 
 
@@ -62,14 +62,15 @@ def texts(count, first=0):
     return [{"text": f"Row {first + index} of the data, {'long ' * (index % 7)}"} for index in range(count)]
 
 
-def train_rows(trainer):
-    return hashlib.sha256(json.dumps(trainer.train_dataset["input_ids"][:]).encode()).hexdigest()
+def digest(dataset, column="input_ids"):
+    return hashlib.sha256(json.dumps(dataset[column][:]).encode()).hexdigest()
 
 
 def prepared(key, train, evaluation=None, kind=Trainer, **arguments):
     """Makes a trainer; notes how many rows this rank tokenised for it, and what rows it would train on."""
     counting_tokenizer.rows = 0
     tokenizer = counting_tokenizer.CountingTokenizer.from_pretrained(model_folder)
+    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", arguments.pop("end_of_turn", "</s>"))
     formatting_func = arguments.pop("formatting_func", None)
     arguments = {
         "max_length": 64,
@@ -89,7 +90,9 @@ def prepared(key, train, evaluation=None, kind=Trainer, **arguments):
     )
     seen[key] = {"tokenised": counting_tokenizer.rows, "collator": type(trainer.data_collator).__name__}
     if isinstance(train, datasets.Dataset):
-        seen[key] |= {"rows": train_rows(trainer), "count": len(trainer.train_dataset)}
+        seen[key] |= {"rows": digest(trainer.train_dataset), "count": len(trainer.train_dataset)}
+    if isinstance(evaluation, datasets.Dataset):
+        seen[key]["evaluated"] = digest(trainer.eval_dataset)
     return trainer
 
 
@@ -110,13 +113,31 @@ def on_files(name, rows):
     return datasets.load_dataset("json", data_files=str(file), split="train")
 
 
+def note_worker(row):
+    (out / f"worker-{RANK}-{os.getpid()}").touch()
+    return row["text"]
+
+
+def same_rows_prepared_in_other_ways(memory):
+    """Each setting that changes what is prepared changes what is found in the cache."""
+    prepared("shorter", memory, max_length=8)
+    prepared("packed", memory, packing=True)
+    turns = [[{"role": "user", "content": row["text"]}, {"role": "assistant", "content": "Yes."}] for row in texts(60)]
+    chats = datasets.Dataset.from_list([{"messages": messages} for messages in turns])
+    prepared("chats", chats)
+    prepared("chats again", chats)
+    prepared("other template", chats, end_of_turn="</s></s>")
+
+
 def run_trl():
     memory, evaluation = datasets.Dataset.from_list(texts(300)), datasets.Dataset.from_list(texts(40, first=1000))
     prepared("memory", memory, {"one": evaluation})
-    prepared("memory again", memory, {"one": evaluation})
+    prepared("memory again", memory, evaluation)
+    same_rows_prepared_in_other_ways(memory)
+    prepared("workers", memory, formatting_func=note_worker, dataset_num_proc=2)
     files = on_files("files", texts(250))
     prepared("files", files, packing=True)
-    prepared("files unfixed", on_files("others", texts(200)), kind=Unfixed)
+    prepared("unfixed", datasets.Dataset.from_list(texts(200, first=3000)), kind=Unfixed)
     prepared("formatted", memory, formatting_func=lambda row: row["text"].upper())
     lock = threading.Lock()
     prepared("unhashable", memory, formatting_func=lambda row: row["text"].title() if not lock.locked() else "")
@@ -126,13 +147,15 @@ def run_trl():
     prepared("different", datasets.Dataset.from_list(texts(100 + RANK)))
     prepared("streaming", datasets.Dataset.from_list(texts(20)).to_iterable_dataset(), max_steps=1)
     unprepared = datasets.Dataset.from_list(texts(500, first=5000))
+    many = datasets.Dataset.from_list(texts(5000, first=6000))
     counting_tokenizer.fail_at = 100
     caught("error", prepared, "failed", unprepared)
     counting_tokenizer.fail_at = None
-    if read_only.is_dir():
-        writable, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, read_only
-        caught("read-only", prepared, "failed", unprepared)
-        datasets.config.HF_DATASETS_CACHE = writable
+    for key, folder in {"read-only": read_only, "full": full_disk}.items():
+        if folder.is_dir():
+            writable, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, folder
+            caught(key, prepared, "failed", many)
+            datasets.config.HF_DATASETS_CACHE = writable
     (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
     PartialState().wait_for_everyone()
     counting_tokenizer.die_at = 100
@@ -161,10 +184,9 @@ def run_gpu_path():
     from unsloth.chat_templates import train_on_responses_only
 
     chats = [{"text": f"<|user|>\nAsk {row['text']}</s>\n<|assistant|>\nAnswer</s>\n"} for row in texts(300)]
-    files = on_files("chats", chats)
-    trainer = prepared("files", files)
+    trainer = prepared("files", on_files("chats", chats), on_files("questions", chats[:40]))
     masked = counting_masks(lambda: train_on_responses_only(trainer, "<|user|>\n", "<|assistant|>\n"))
-    labels = hashlib.sha256(json.dumps(trainer.train_dataset["labels"][:]).encode()).hexdigest()
+    labels = [digest(dataset, "labels") for dataset in (trainer.train_dataset, trainer.eval_dataset)]
     seen["responses"] = {"labels": labels, "masked": masked}
     prepared("memory", datasets.Dataset.from_list(chats), packing=True)
     (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))

@@ -3,6 +3,7 @@
 First what is logged, next to plain TRL on the same ranks; at the end rank 1 fails in the middle of a step.
 """
 
+import atexit
 import gc
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from unsloth_accel import PeerError, UnslothAcceleratedSFTTrainer  # isort: skip
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
@@ -84,9 +86,9 @@ def logged(kind, build):
     return history
 
 
-def refusal(model):
+def refusal(model, **arguments):
     try:
-        make_trainer(UnslothAcceleratedSFTTrainer, model)
+        make_trainer(UnslothAcceleratedSFTTrainer, model, **arguments)
     except Exception as error:
         return [type(error).__name__, str(error)]
     return None
@@ -126,15 +128,22 @@ def fail():
         raise
 
 
+def note_how_it_ended():
+    """Registered first, so it runs last."""
+    MINE.with_suffix(".group").write_text("left over" if dist.is_initialized() else "destroyed")
+
+
 def main():
     result = {
         build.__name__: {kind.__name__: logged(kind, build) for kind in (SFTTrainer, UnslothAcceleratedSFTTrainer)}
         for build in (dense, experts)
     }
     result["split"] = refusal(split())
+    result["nccl"] = refusal(with_lora(dense()), ddp_backend="nccl")
     MINE.write_text(json.dumps(result))
     fail()
 
 
 if __name__ == "__main__":
+    atexit.register(note_how_it_ended)
     main()

@@ -1,7 +1,25 @@
 """Compatibility fixes: each has a name, a probe, an undo and a death."""
 
 from .fix import Fix, Verdict
-from .registry import FIXES, AppliedFixes, FixStatus, apply_fixes, status
+from .registry import (
+    FIXES,
+    AppliedFixes,
+    FixStatus,
+    apply_fixes,
+    apply_loading_fixes,
+    status,
+    undo_loading_fixes,
+)
 
 
-__all__ = ["FIXES", "AppliedFixes", "Fix", "FixStatus", "Verdict", "apply_fixes", "status"]
+__all__ = [
+    "FIXES",
+    "AppliedFixes",
+    "Fix",
+    "FixStatus",
+    "Verdict",
+    "apply_fixes",
+    "apply_loading_fixes",
+    "status",
+    "undo_loading_fixes",
+]

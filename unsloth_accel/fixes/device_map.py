@@ -59,9 +59,10 @@ FIX = Fix(
         'An old script with `device_map="cuda:0"` on N GPUs: out of memory on GPU 0, or "You can\'t train a model '
         "that has been loaded in 8-bit or 4-bit precision on a different device than the one you're training on\"."
     ),
-    remedy="Each rank loads on its own GPU, once `enable_multi_gpu()` ran before `from_pretrained`.",
+    remedy="Each rank loads on its own GPU.",
     upstream="https://github.com/unslothai/unsloth/issues/3459",
     until=None,
     probe=probe,
     apply=apply,
+    stage="loading",
 )

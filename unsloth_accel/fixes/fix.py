@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 Undo = Callable[[], None]
+# When a fix has to be in place: before a model is loaded, while a trainer lives, or on the model that is trained.
+Stage = Literal["loading", "training", "model"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Fix:
             for the installation where the model is None.
         apply (`Callable[[Any], Undo]`, *optional*): Applies the fix and returns what takes it back. None where nothing
             is patched because our trainers do it another way.
-        per_model (`bool`, *optional*, defaults to `False`): Whether `apply` changes the model it is given, instead of
-            the process.
+        stage (`"loading"`, `"training"` or `"model"`, *optional*, defaults to `"training"`): When it has to be in
+            place. The first two change the process; `"model"` changes the model that `apply` is given.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Fix:
     until: str | None
     probe: Callable[[Any], Verdict]
     apply: Callable[[Any], Undo] | None
-    per_model: bool = False
+    stage: Stage = "training"
 
 
 def replace_attribute(owner: Any, name: str, value: Any) -> Undo:

@@ -106,7 +106,8 @@ def on_another_device(model: "nn.Module") -> list[str]:
 def checksum(tensors: "dict[str, Tensor]") -> str:
     """A digest of names, types, shapes and sums. Integer sums, which do not depend on the order of adding.
 
-    Every byte is read where it lies and nothing is copied, which costs a fraction of what a broadcast does.
+    Every byte is read where it lies, nothing is copied, and each device is waited for once: on NVLink a broadcast is
+    so fast that a wait for each tensor would cost more.
 
     Args:
         tensors (`dict[str, torch.Tensor]`): By name, in the same order on all ranks.
@@ -114,22 +115,26 @@ def checksum(tensors: "dict[str, Tensor]") -> str:
     Returns:
         `str`: Hexadecimal digits.
     """
-    sums = [_sums(tensor) for tensor in tensors.values()]  # all are queued before the first is waited for
-    told = [
-        (name, str(tensor.dtype), tuple(tensor.shape), [int(total) for total in totals])
-        for (name, tensor), totals in zip(tensors.items(), sums, strict=True)
-    ]
+    import torch
+
+    sums = {name: _sum(tensor) for name, tensor in tensors.items()}
+    totals: dict[str, int] = {}
+    for device in {total.device for total in sums.values()}:
+        names = [name for name, total in sums.items() if total.device == device]
+        totals.update(zip(names, torch.stack([sums[name] for name in names]).tolist(), strict=True))
+    told = [(name, str(tensor.dtype), tuple(tensor.shape), totals[name]) for name, tensor in tensors.items()]
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
-def _sums(tensor: "Tensor") -> "list[Tensor]":
+def _sum(tensor: "Tensor") -> "Tensor":
     import torch
 
     octets = tensor.data.reshape(-1).view(torch.uint8)
     if octets.storage_offset() % 8:  # a slice that cannot be read in words where it lies
         octets = octets.clone()
     whole = octets.numel() // 8 * 8
-    return [octets[:whole].view(torch.int64).sum(), octets[whole:].sum()]
+    words, rest = octets[:whole].view(torch.int64).sum(), octets[whole:]
+    return words + rest.sum() if rest.numel() else words
 
 
 def leave_out(model: "nn.Module", names: list[str]) -> Undo:

@@ -18,12 +18,23 @@ def probe(model: Any) -> Verdict:
 
 
 def apply(model: Any) -> Undo:
-    """Gives each loaded module of Unsloth, on the ranks after the first, a `print` that drops its text."""
+    """On the ranks after the first, drops what Unsloth's loaded modules print, and transformers' progress bars."""
     if os.environ["RANK"] == "0":
         return lambda: None
     modules = [module for name, module in sys.modules.items() if _is_unsloth(name)]
     undos = [replace_attribute(module, "print", _drop) for module in modules]
+    if "transformers" in sys.modules:
+        undos.append(_hide_bars())
     return lambda: undo_all(undos)
+
+
+def _hide_bars() -> Undo:
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        return lambda: None
+    logging.disable_progress_bar()
+    return logging.enable_progress_bar
 
 
 def _is_unsloth(name: str) -> bool:
@@ -37,10 +48,11 @@ def _drop(*values: object, **options: object) -> None:
 
 FIX = Fix(
     name="quiet_ranks",
-    symptom="Every line of Unsloth appears N times: N banners, N notes on padding and offloading.",
-    remedy="Rank 0 prints; from the import on where this package imports Unsloth, the rest from the trainer on.",
+    symptom="Every line of Unsloth appears N times: N banners, N notes on offloading, N bars of loading weights.",
+    remedy="Rank 0 prints.",
     upstream="https://github.com/unslothai/unsloth/issues/3459",
     until=None,
     probe=probe,
     apply=apply,
+    stage="loading",
 )

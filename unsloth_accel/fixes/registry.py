@@ -1,6 +1,8 @@
 """Every fix, applying those that are needed, and taking them back."""
 
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -40,6 +42,8 @@ FIXES: tuple[Fix, ...] = (
 # handles may be undone in any order.
 _holders: Counter[str] = Counter()
 _process_undo: dict[str, Undo] = {}
+# What `apply_loading_fixes` holds.
+_loading: "list[AppliedFixes]" = []
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,33 @@ def apply_fixes(model: Any = None) -> AppliedFixes:
     Returns:
         [`AppliedFixes`]: The handle that takes them back.
     """
-    needed = [fix for fix in FIXES if fix.probe(model).needed] if several_ranks() else []
+    return _apply(FIXES, model)
+
+
+def apply_loading_fixes() -> None:
+    """Applies what has to be in place before a model is loaded, until [`undo_loading_fixes`].
+
+    Called when an accelerated trainer class is imported or an `UnslothAccelerator` is made. Does nothing with one
+    rank, the second time, and before Unsloth is imported: these fixes change its modules.
+    """
+    if not _loading and "unsloth" in sys.modules:
+        _loading.append(_apply([fix for fix in FIXES if fix.stage == "loading"], None))
+
+
+def undo_loading_fixes() -> None:
+    """Takes back what [`apply_loading_fixes`] applied, unless a handle still needs it."""
+    while _loading:
+        _loading.pop().undo()
+
+
+def _apply(fixes: Sequence[Fix], model: Any) -> AppliedFixes:
+    needed = [fix for fix in fixes if fix.probe(model).needed] if several_ranks() else []
     return AppliedFixes(tuple(fix.name for fix in needed), [_hold(fix, model) for fix in needed])
 
 
 def _hold(fix: Fix, model: Any) -> Undo:
     undo_model = None
-    if fix.apply is not None and fix.per_model:
+    if fix.apply is not None and fix.stage == "model":
         undo_model = fix.apply(model) if model is not None else None
     elif fix.apply is not None and not _holders[fix.name]:
         _process_undo[fix.name] = fix.apply(model)

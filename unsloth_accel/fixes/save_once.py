@@ -106,5 +106,5 @@ FIX = Fix(
     until=None,
     probe=probe,
     apply=apply,
-    per_model=True,
+    stage="model",
 )

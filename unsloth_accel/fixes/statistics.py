@@ -29,9 +29,10 @@ FIX = Fix(
         '`from_pretrained` on N GPUs with a slow network: one rank raises "HuggingFace seems to be down after trying '
         'for 120 seconds" and the job dies or hangs.'
     ),
-    remedy="Only rank 0 reports, once `enable_multi_gpu()` ran before `from_pretrained`.",
+    remedy="Only rank 0 reports.",
     upstream="https://github.com/unslothai/unsloth/blob/main/unsloth/models/_utils.py",
     until=None,
     probe=probe,
     apply=apply,
+    stage="loading",
 )

@@ -9,10 +9,11 @@ from .registry import FIXES
 HEAD = """\
 # Compatibility fixes
 
-What plain Unsloth does on several ranks that users trip over, and what this package does about it. Nothing is
-patched when the package is imported: a fix is applied by our trainers or by `enable_multi_gpu()`, only with more than
-one rank, only where its probe finds it needed, and taken back by `disable_multi_gpu()` or the handle of
-`apply_fixes()`. `unsloth-accel doctor` tells which of them this installation needs.
+What plain Unsloth does on several ranks that users trip over, and what this package does about it. `import
+unsloth_accel` patches nothing. A fix is applied only with more than one rank and only where its probe finds it needed:
+what concerns the loading of a model when `UnslothAcceleratedSFTTrainer` is imported or an `UnslothAccelerator` made,
+the rest by the trainer, all of them by `enable_multi_gpu()`. `disable_multi_gpu()` and the trainer's
+`applied_fixes.undo()` take them back. `unsloth-accel doctor` tells which of them this installation needs.
 
 This page is generated: `python -m unsloth_accel.fixes.table > docs/fixes.md`. A test compares it with the registry.
 

@@ -43,9 +43,10 @@ FIX = Fix(
         "Training `embed_tokens` / `lm_head` on N GPUs: FileExistsError for `_unsloth_temporary_saved_buffers`, or "
         '"Bus error" (SIGBUS) on one rank.'
     ),
-    remedy="Each rank offloads to a folder of its own, once `enable_multi_gpu()` ran before `get_peft_model`.",
+    remedy="Each rank offloads to a folder of its own.",
     upstream="https://github.com/unslothai/unsloth/blob/main/unsloth/models/_utils.py",
     until=None,
     probe=probe,
     apply=apply,
+    stage="loading",
 )

@@ -13,9 +13,13 @@ from ..announce import announce
 from ..errors import ConfigurationError
 from ..fixes import AppliedFixes, apply_fixes
 from ..fixes.frozen_weights import left_out_of_ddp
+from ..fixes.sharding import sharded_by
+from ..fixes.staging import staged
 from ..fixes.tokenize_once import prepare_once
 from ..gradient_sync import RANK_FIELDS, GradientSyncChoice, StepReduction
+from ..idle_gpus import say_what_stays_idle
 from ..plugin import UnslothAcceleratorPlugin
+from ..rank_first import run_once
 
 
 if TYPE_CHECKING:
@@ -41,7 +45,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
 
     Put it before the trainer class: `class MyTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTrainer)`, after
     Unsloth was imported; [`accelerated`] does that for you. On one process, and under FSDP, DeepSpeed or Unsloth's
-    native parallel modes, the trainer does exactly what its base class does.
+    native parallel modes, the trainer trains and saves exactly as its base class does.
 
     Args:
         plugin ([`UnslothAcceleratorPlugin`], *optional*):
@@ -81,14 +85,26 @@ class UnslothAcceleratedTrainerMixin(_Base):
         with apply_fixes():  # while the data are prepared; what concerns the model follows
             super().__init__(*args, **kwargs)
         check_ranks_train_together(self.accelerator)
-        if runs_ddp(self.accelerator):
+        if self._runs_plain_ddp():
             leave_process_group_at_exit()
             self.add_callback(_reduction_callback(self))
             self.applied_fixes = apply_fixes(self.model)
             if self._gradient_sync is not None:
                 say_choice(self._gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
         elif self.accelerator.num_processes > 1:
-            announce("%s is in charge, unsloth_accel stands down", self.accelerator.distributed_type)
+            mode = self._other_mode() or self.accelerator.distributed_type.value
+            announce("%s is in charge, unsloth_accel stands down", mode)
+        elif self.args.device.type == "cuda":
+            say_what_stays_idle()
+
+    def _runs_plain_ddp(self) -> bool:
+        return runs_ddp(self.accelerator) and self._other_mode() is None
+
+    def _other_mode(self) -> str | None:
+        """Names the mode that trains the model instead of plain data parallelism, as far as Accelerate does not."""
+        if (getattr(self.args, "context_parallel_size", None) or 1) > 1:
+            return "Unsloth's context parallelism"
+        return sharded_by(self.model)
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         arguments = super()._build_accelerator_args(**kwargs)
@@ -96,7 +112,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
             raise ConfigurationError(
                 f"`per_device_train_batch_size` must be at least 1, got {self.args.per_device_train_batch_size}."
             )
-        if self.args.world_size > 1 and isinstance(self.model, nn.Module) and _is_plain_ddp(arguments):
+        plain = self.args.world_size > 1 and _is_plain_ddp(arguments) and self._other_mode() is None
+        if plain and isinstance(self.model, nn.Module):
             handlers = self.plugin.to_handlers(arguments["kwargs_handlers"])
             handler = next(h for h in handlers if isinstance(h, DistributedDataParallelKwargs))
             self._gradient_sync = configure_ddp(self.model, self.plugin, handler, self._user_set_ddp_fields())
@@ -114,11 +131,32 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepare = super()._prepare_for_training
         model = self.model
-        if not isinstance(model, nn.Module) or self.model_wrapped is not model or not runs_ddp(self.accelerator):
+        if not isinstance(model, nn.Module) or self.model_wrapped is not model or not self._runs_plain_ddp():
             return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
         # Not in `__init__`: only what is frozen at the moment of wrapping may stay out of DDP.
         with left_out_of_ddp(model):
             return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers; the other ranks wait for the one that writes, and its error is raised on all of them."""
+        save = super().save_model
+        if not self._runs_plain_ddp():
+            save(output_dir, _internal_call)
+            return
+        run_once(
+            lambda: save(output_dir, _internal_call),
+            name=f"saving to {output_dir or self.args.output_dir}",
+            scope="node" if self.args.save_on_each_node else "world",
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self._runs_plain_ddp():
+            super()._save(output_dir, state_dict)
+            return
+        folder = output_dir or self.args.output_dir
+        assert folder is not None, "TrainingArguments have a default"
+        with staged(folder) as beside:
+            super()._save(beside, state_dict)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As in transformers; after the last micro-batch of a step gradients and each rank's numbers are reduced."""

@@ -1,4 +1,4 @@
-"""The drop-in for `trl.SFTTrainer`. Importing this file imports unsloth, then trl."""
+"""The drop-in for `trl.SFTTrainer`. Importing this file imports unsloth, mends its loading, and imports trl."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..fixes import apply_loading_fixes
 from ..gradient_sync import RANK_FIELDS, TOKENS
 from ..imports import load_unsloth
 from .mixin import UnslothAcceleratedTrainerMixin
 
 
 load_unsloth()
+apply_loading_fixes()  # a script loads its model after this and before it makes a trainer
 import trl  # after Unsloth, which rebinds trl.SFTTrainer
 
 
