@@ -1,9 +1,9 @@
 """Seconds to build DDP around a LoRA model with and without its frozen weights, in one process.
 
-Usage: accelerate launch --num_processes N benchmarks/ddp_startup.py --parameters 200
+Usage: accelerate launch --multi_gpu --num_processes N benchmarks/ddp_startup.py --size 8b
 
-The two alternate (A B A B), because the speed of a machine drifts. "without" includes the checksum. The weights are
-random and need no download; with a GPU they lie on it. Prints one JSON line from rank 0.
+The two alternate (A B A B), because the speed of a machine drifts. "without" includes the checksum. The model has the
+shapes of Llama and random weights; with a GPU they lie on it. Prints one JSON line from rank 0.
 """
 
 import argparse
@@ -16,22 +16,24 @@ import time
 from unsloth_accel import UnslothAccelerator  # isort: skip
 import torch
 import torch.distributed as dist
-from torch import nn
+from peft import LoraConfig, get_peft_model
+from random_llama import SHAPES, config
 from torch.nn.parallel import DistributedDataParallel
+from transformers import LlamaForCausalLM
 
 from unsloth_accel.fixes.frozen_weights import left_out_of_ddp
 
 
-WIDTH, RANK = 2048, 16
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class Layer(nn.Module):
-    """A frozen square weight in bf16 and its LoRA pair."""
-
-    def __init__(self):
-        super().__init__()
-        self.base = nn.Linear(WIDTH, WIDTH, bias=False, dtype=torch.bfloat16).requires_grad_(False)
-        self.lora_A, self.lora_B = nn.Linear(WIDTH, RANK, bias=False), nn.Linear(RANK, WIDTH, bias=False)
+def lora_model(size, device):
+    """A frozen Llama in bf16 and a LoRA adapter on all its linear layers."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with device:
+        model = LlamaForCausalLM(config(size))
+        return get_peft_model(model, LoraConfig(r=16, target_modules=LINEAR, task_type="CAUSAL_LM"))
 
 
 def seconds(build, device):
@@ -48,14 +50,12 @@ def seconds(build, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=int, default=200, help="frozen parameters in millions")
+    parser.add_argument("--size", choices=SHAPES, default="1b")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each")
     options = parser.parse_args()
     accelerator = UnslothAccelerator()
     device = accelerator.device
-    torch.manual_seed(0)
-    layers = max(1, round(options.parameters * 1e6 / WIDTH**2))
-    model = nn.ModuleList([Layer() for _ in range(layers)]).to(device)
+    model = lora_model(options.size, device)
 
     def plain():
         DistributedDataParallel(model)
@@ -73,7 +73,8 @@ def main():
             "ranks": accelerator.num_processes,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
             "torch": torch.__version__,
-            "frozen_mib": round(sum(layer.base.weight.nbytes for layer in model) / 2**20),
+            "size": options.size,
+            "frozen_mib": round(sum(p.nbytes for p in model.parameters() if not p.requires_grad) / 2**20),
             "with_frozen_s": round(stock, 4),
             "without_frozen_s": round(ours, 4),
             "ratio": round(stock / ours, 1),

@@ -14,6 +14,23 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 SHAPES = {"1b": (2048, 8192, 16, 32), "3b": (3072, 8192, 28, 24), "8b": (4096, 14336, 32, 32)}
 
 
+def config(size: str) -> LlamaConfig:
+    hidden, intermediate, layers, heads = SHAPES[size]
+    return LlamaConfig(
+        vocab_size=128256,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+
+
 def main(size: str, folder: str) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -24,25 +41,10 @@ def main(size: str, folder: str) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=8192
     ).save_pretrained(folder)
-    hidden, intermediate, layers, heads = SHAPES[size]
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=128256,
-                hidden_size=hidden,
-                intermediate_size=intermediate,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                num_key_value_heads=8,
-                max_position_embeddings=8192,
-                pad_token_id=0,
-                bos_token_id=1,
-                eos_token_id=2,
-                tie_word_embeddings=False,
-            )
-        )
+        model = LlamaForCausalLM(config(size))
     model.save_pretrained(folder)
 
 

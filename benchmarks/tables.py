@@ -1,60 +1,102 @@
 """Prints the tables of docs/gradient_sync.md from the result files: `python benchmarks/tables.py`."""
 
 import json
+from itertools import groupby
 from pathlib import Path
 
 
 RESULTS = Path(__file__).parent / "results"
-HARDWARE = "2x_h200"
 
 
 def _read(name: str) -> list[dict]:
-    return [json.loads(line) for line in (RESULTS / f"{name}_{HARDWARE}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+
+
+def _table(head: str, rows: list[list[str]]) -> str:
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def step_times() -> str:
     """Milliseconds of an optimizer step, each mode against plain Unsloth in the same process."""
-    lines = [
-        "| model, training, rows | gradients | mode | ms/step (rounds) | against plain | peak GiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for run in _read("gradient_sync"):
+    rows = []
+    for run in _read("gradient_sync_2x_h200"):
         what = "full" if run["ft"] == "full" else f"{run['ft']} r={run['rank']}"
-        rows = f"{Path(run['model']).name}, {what}, {run['rows']} {run['lengths']}"
         rounds = ", ".join(f"{value:.0f}" for value in run["step_ms_rounds"])
-        lines.append(
-            f"| {rows} | {run['gradient_mib']:.0f} MiB | {run['mode']} | {run['step_ms']:.0f} ({rounds}) "
-            f"| {run['against_first']:.3f} | {run['peak_gib']:.1f} |"
+        rows.append(
+            [
+                f"{Path(run['model']).name}, {what}, {run['rows']} {run['lengths']}",
+                f"{run['gradient_mib']:.0f} MiB",
+                run["mode"],
+                f"{run['step_ms']:.0f} ({rounds})",
+                f"{run['against_first']:.3f}",
+                f"{run['peak_gib']:.1f}",
+            ]
         )
-    return "\n".join(lines)
+    return _table("| model, training, rows | gradients | mode | ms/step (rounds) | against plain | peak GiB |", rows)
 
 
 def matrix() -> str:
     """The last loss of each case on one GPU and on two, and the largest relative difference of losses and norms."""
-    results = _read("matrix")
+    results = _read("matrix_2x_h100")
     one = {run["case"]: run for run in results if run["world_size"] == 1}
     plain = {run["case"]: run for run in results if run["world_size"] == 2 and run["trainer"] == "plain"}
-    lines = ["| trained | checkpointing | accumulation | 1 GPU, plain | 2 GPUs | largest difference | 2 GPUs, plain |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    rows = []
     for run in results:
         if run["trainer"] == "accelerated":
-            key = f"{run['case']},trainer=plain"
-            cells = [run["kind"], run["checkpointing"], run["accumulation"], _last(one[key]), _last(run)]
-            cells += [_difference(run, one[key]), _last(plain[key]) if key in plain else ""]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            same = f"kind={run['kind']},checkpointing={run['checkpointing']}"
+            reference = one[f"{same if run['sync'] == 'overlapped' else run['case']},trainer=plain"]
+            special = [run["sync"]] if run["sync"] != "auto" else []
+            special += [f"{key}={run[key]}" for key in ("hook", "device_map") if run[key] not in ("no", "")]
+            without_us = plain.get(f"{run['case']},trainer=plain")
+            rows.append(
+                [
+                    run["kind"],
+                    run["checkpointing"],
+                    run["accumulation"],
+                    " ".join(special),
+                    _last(reference),
+                    _last(run) + ("*" if "earlier_run" in run else ""),
+                    f"{_difference(run, reference):.0e}",
+                    "" if without_us is None else _last(without_us),
+                ]
+            )
+    head = "| trained | checkpointing | accumulation | | 1 GPU, plain | 2 GPUs | largest difference | 2 GPUs, plain |"
+    return _table(head, rows)
+
+
+def model_families() -> str:
+    """For each family the largest difference to one GPU without checkpointing, over all its cases on two."""
+    results = _read("model_families_2x_h100")
+    one = {run["case"]: run for run in results if run["world_size"] == 1}
+    rows = []
+    for (family, kind), runs in groupby(sorted(results, key=_family), key=_family):
+        two = [run for run in runs if run["world_size"] == 2]
+        reference = one[f"family={family},kind={kind},checkpointing=false,trainer=plain"]
+        by_sync = {
+            sync: [run for run in two if run["trainer"] == "accelerated" and run["sync"] == sync]
+            for sync in ("auto", "overlapped")
+        }
+        differences = [f"{max(_difference(r, reference) for r in cases):.0e}" for cases in by_sync.values()]
+        search = "yes" if by_sync["overlapped"][0]["find_unused_parameters"] else "no"
+        (plain,) = (run for run in two if run["trainer"] == "plain")
+        rows.append([family, kind, _last(reference), *differences, search, _last(plain)])
+    head = "| model | trained | 1 GPU, plain | deferred | overlapped | unused searched | 2 GPUs, plain |"
+    return _table(head, rows)
+
+
+def _family(run: dict) -> tuple[str, str]:
+    return run["family"], run["kind"]
 
 
 def _last(run: dict) -> str:
     return run["error"] if "error" in run else f"{run['loss'][-1]:.4f}"
 
 
-def _difference(run: dict, reference: dict) -> str:
-    if "error" in run or "error" in reference:
-        return ""
+def _difference(run: dict, reference: dict) -> float:
+    """The largest relative one of losses and gradient norms."""
     pairs = [pair for key in ("loss", "grad_norm") for pair in zip(run[key], reference[key], strict=True)]
-    return f"{max(abs(ours - theirs) / theirs for ours, theirs in pairs):.0e}"
+    return max(abs(ours - theirs) / theirs for ours, theirs in pairs)
 
 
 if __name__ == "__main__":
-    print(step_times(), matrix(), sep="\n\n")
+    print(step_times(), matrix(), model_families(), sep="\n\n")

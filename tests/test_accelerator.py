@@ -160,7 +160,7 @@ def test_ranks_that_would_train_apart_are_refused(monkeypatch):
 
 def changing_graph():
     """As a mixture of experts: text batches differ in what they train."""
-    model = nn.ModuleDict({"experts": nn.Linear(2, 2)})
+    model = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(2, 2)])})
     model.config = SimpleNamespace()
     return model
 

@@ -12,3 +12,4 @@ def test_the_tables_are_those_of_the_result_files():
     page = (ROOT / "docs" / "gradient_sync.md").read_text()
     assert tables["step_times"]() in page
     assert tables["matrix"]() in page
+    assert tables["model_families"]() in page

@@ -88,9 +88,25 @@ def with_adapters(*names):
 
 
 def with_experts():
+    """All experts of a layer in one tensor, as transformers has them since its version 5."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     return MixtralForCausalLM(MixtralConfig(**TEXT, num_key_value_heads=2, num_local_experts=2))
+
+
+def with_numbered_experts(trained=True):
+    """A module an expert, as in models that bring their own code and in gpt-oss as Unsloth quantises it."""
+    model = text_model()
+    model.model.layers[0].mlp.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(2)).requires_grad_(trained)
+    return model
+
+
+def with_shared_keys():
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    layers = {"num_hidden_layers": 2, "num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2}
+    per_layer = {"vocab_size_per_layer_input": 32, "hidden_size_per_layer_input": 8}
+    return Gemma4ForCausalLM(Gemma4TextConfig(**{**TEXT, **layers}, **per_layer, num_key_value_heads=2, head_dim=8))
 
 
 def with_tower():
@@ -106,21 +122,39 @@ def with_tower():
     ("make", "reason"),
     [
         (lambda: with_adapters("one", "two"), "several adapters"),
-        (with_experts, "experts that a rank may not route to"),
+        (with_numbered_experts, "experts that a rank may not route to"),
         (with_tower, "a tower that text-only batches skip"),
         (lambda: with_adapters("one"), None),
+        (with_experts, None),
+        (lambda: with_numbered_experts(trained=False), None),
+        (with_shared_keys, None),
         (text_model, None),
     ],
-    ids=["two adapters", "experts", "tower", "one adapter", "text"],
+    ids=[
+        "two adapters",
+        "numbered experts",
+        "tower",
+        "one adapter",
+        "experts",
+        "frozen experts",
+        "shared keys",
+        "text",
+    ],
 )
 def test_where_batches_differ_in_what_they_train_size_does_not_matter(make, reason, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # importing peft sets it for good
+    model = make()
+    asked = choose(model, gradient_sync="overlapped").reason
     monkeypatch.setattr("unsloth_accel.gradient_sync.DEFERRED_BYTES_LIMIT", 0)
-    choice = choose(make())
+    choice = choose(model)
     if reason is None:
         assert choice.mode == "overlapped"
+        assert asked == "`gradient_sync='overlapped'` was asked for"
     else:
-        assert (choice.mode, choice.reason) == ("deferred", f"the model has {reason}")
+        assert choice.mode == "deferred"
+        assert choice.reason.startswith(f"the model has {reason}; ")
+        assert choice.reason.endswith("MiB of gradients are copied"), "what that costs is said where it is much"
+        assert f"the model has {reason}, so checkpointing must have use_reentrant=False" in asked
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])

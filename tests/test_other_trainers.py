@@ -1,6 +1,8 @@
 """`accelerated(...)` of the trainers other than SFT: on 2 ranks they follow one rank (docs/trainers.md)."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,18 +15,11 @@ WORKER = Path(__file__).parent / "workers" / "other_trainers.py"
 TOLERANCE = {"cpu_gloo": 1e-5, "ddp_2gpu": 1e-3}
 STEPS = 4
 
-DETERMINISTIC = [
-    "dpo",
-    "dpo_full",
-    "dpo_precomputed",
-    "kto",
-    "kto_apo",
-    "reward",
-    "unsloth_trainer",
-    "transformers_trainer",
-    "grpo_scripted",
-]
-ON_TWO_RANKS = [*DETERMINISTIC, "dpo/2", "grpo"]
+ADAPTERS = ["dpo", "dpo_precomputed", "kto", "kto_apo", "reward", "unsloth_trainer", "grpo_scripted"]
+# Last, because after one `full_finetuning=True` Unsloth's `get_peft_model` does nothing in that process on a GPU.
+FULL = ["dpo_full", "transformers_trainer"]
+DETERMINISTIC = [*ADAPTERS, *FULL]
+ON_TWO_RANKS = [*ADAPTERS, "dpo/2", "grpo", *FULL]
 CLASSES = {
     "dpo": "DPOTrainer",
     "kto": "KTOTrainer",
@@ -38,12 +33,14 @@ PREPARED = ["dpo", "kto", "reward", "unsloth_trainer"]
 LOGGED = ["kl", "reward", "reward_std", "logps/chosen", "rewards/chosen", "rewards/margins", "margin", "max_reward"]
 
 
-def run(cases, config, num_processes, folder, model, then=()):
+def run(cases, config, num_processes, folder, model, then=(), timeout=280, **launching):
     """Runs the cases in one launch; how that ended, and the result of each case by its name."""
     out = folder / f"{config}.jsonl"
     env = {"HF_DATASETS_CACHE": str(folder / "datasets"), "UNSLOTH_DATASET_NUM_PROC": "1"}
-    options = {"num_processes": num_processes, "config": config, "env": env, "timeout": 280}
-    done = launch(WORKER, model, out, *cases, *then, expect_failure=bool(then), **options)
+    env |= {"UNSLOTH_COMPILE_DISABLE": "1"}  # on a GPU torch.compile takes longer than all else, and changes no result
+    env |= launching.pop("env", {})
+    launching |= {"num_processes": num_processes, "config": config, "env": env, "timeout": timeout}
+    done = launch(WORKER, model, out, *cases, *then, expect_failure=bool(then), **launching)
     results = {result["case"]: result for result in map(json.loads, out.read_text().splitlines())}
     assert list(results) == list(cases)
     return done, results
@@ -61,8 +58,16 @@ def two_ranks(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module")
 def on_gpus(tmp_path_factory, tiny_model):
-    one = run(DETERMINISTIC, "single", None, tmp_path_factory.mktemp("gpu"), tiny_model)[1]
-    return one, run(ON_TWO_RANKS, "ddp_2gpu", None, tmp_path_factory.mktemp("gpus"), tiny_model)[1]
+    folders = [tmp_path_factory.mktemp("gpu"), tmp_path_factory.mktemp("gpus")]
+    if "MATRIX_OUT" in os.environ:  # keeps the result files
+        folders = [Path(os.environ["MATRIX_OUT"])] * 2
+    with ThreadPoolExecutor() as pool:
+        common = {"model": tiny_model, "timeout": 500, "options": ["--mixed_precision", "no"]}
+        # transformers' own Trainer would take every GPU it sees, for nn.DataParallel.
+        alone = {**common, "env": {"CUDA_VISIBLE_DEVICES": "0"}}
+        one = pool.submit(run, DETERMINISTIC, "single", None, folders[0], **alone)
+        two = pool.submit(run, ON_TWO_RANKS, "ddp_2gpu", None, folders[1], **common)
+        return one.result()[1], two.result()[1]
 
 
 def assert_follows(result, expected, tolerance):

@@ -1,10 +1,10 @@
 """When gradients are averaged over the ranks, and the one agreed reduction that does it."""
 
+import re
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -51,7 +51,9 @@ def graph_changes(model: nn.Module) -> str | None:
         return "several adapters"
     if any(getattr(config, key, None) is not None for key in ("vision_config", "audio_config")):
         return "a tower that text-only batches skip"
-    if any("expert" in name for name, _ in model.named_modules()):
+    # Numbered experts are modules of their own. transformers has all experts of a layer in one tensor, and every batch
+    # uses some of them, so that it gets a gradient on every rank.
+    if any(p.requires_grad and re.search(r"expert.*\.\d+\.", name) for name, p in model.named_parameters()):
         return "experts that a rank may not route to"
     return None
 
@@ -83,17 +85,22 @@ def choose_gradient_sync(
             f"`gradient_sync='deferred'` does not run the communication hook {handler.comm_hook!s} of the passed "
             "DistributedDataParallelKwargs. Remove the hook, or set `gradient_sync='overlapped'`."
         )
-    if plugin.gradient_sync in ("deferred", "overlapped"):
-        return GradientSyncChoice(plugin.gradient_sync, f"`gradient_sync={plugin.gradient_sync!r}` was asked for")
-    if hooked or handler.static_graph:
-        return GradientSyncChoice("overlapped", "a communication hook or static graph was asked for")
     changes = graph_changes(model)
-    if changes is not None:
-        return GradientSyncChoice("deferred", f"the model has {changes}")
-    size = trainable_bytes(model)
-    if size <= DEFERRED_BYTES_LIMIT:
-        return GradientSyncChoice("deferred", f"{size / 2**20:.0f} MiB of gradients, one reduction is cheapest")
-    return GradientSyncChoice("overlapped", f"{size / 2**20:.0f} MiB of gradients, reducing them during backward pays")
+    # DDP marks as ready what it finds unused. Reentrant checkpointing hides what is used, and marks it a second time.
+    search = f"; the model has {changes}, so checkpointing must have use_reentrant=False" if changes else ""
+    if plugin.gradient_sync == "deferred":
+        return GradientSyncChoice("deferred", "`gradient_sync='deferred'` was asked for")
+    if plugin.gradient_sync == "overlapped":
+        return GradientSyncChoice("overlapped", f"`gradient_sync='overlapped'` was asked for{search}")
+    if hooked or handler.static_graph:
+        return GradientSyncChoice("overlapped", f"a communication hook or static graph was asked for{search}")
+    megabytes = f"{trainable_bytes(model) / 2**20:.0f} MiB of gradients"
+    large = trainable_bytes(model) > DEFERRED_BYTES_LIMIT
+    if changes is not None:  # deferred whatever the size, which costs memory but holds with every checkpointing
+        return GradientSyncChoice("deferred", f"the model has {changes}{f'; {megabytes} are copied' if large else ''}")
+    if large:
+        return GradientSyncChoice("overlapped", f"{megabytes}, reducing them during backward pays")
+    return GradientSyncChoice("deferred", f"{megabytes}, one reduction is cheapest")
 
 
 class StepReduction:
@@ -195,9 +202,8 @@ class StepReduction:
             p.new_zeros(p.numel()) if g is None else g.reshape(-1)
             for p, g in zip(self._parameters, gradients, strict=True)
         ]
-        dtype = reduce(torch.promote_types, {piece.dtype for piece in pieces}, torch.float32)
-        tail = (has_gradient.to(self._device, non_blocking=True), rows)
-        flat = torch.cat([piece.to(dtype) for piece in (*pieces, *tail)])
+        # `cat` converts piece by piece to the widest type among them, which is float32 at least, that of the rows.
+        flat = torch.cat([*pieces, has_gradient.to(self._device, non_blocking=True), rows])
         numel = sum(self._sizes)
         flat[:numel].div_(self._world_size)
         self._exchange = exchange = _Exchange(flat, numel, self._group)

@@ -41,6 +41,8 @@ def of(trainer_class):
 
 
 def arguments(config_class, folder, accumulation, **more):
+    if ON_GPU:  # what Unsloth writes for training without autocast; else it puts float32 weights under bf16 autocast
+        os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"
     options = {
         "per_device_train_batch_size": GLOBAL_BATCH // WORLD_SIZE // accumulation,
         "gradient_accumulation_steps": accumulation,
@@ -80,6 +82,7 @@ def language_model(path, full=False, modules_to_save=None):
             modules_to_save=modules_to_save,
             use_gradient_checkpointing=False,
         )
+        assert hasattr(model, "peft_config"), "a case before this one was of full finetuning"
     return model, counting_tokenizer.CountingTokenizer.from_pretrained(path)
 
 
@@ -249,9 +252,9 @@ def train(path, case, folder):
     trainer = CASES[name](path, folder, int(accumulation or 1))
     tokenised = counting_tokenizer.rows
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    before = torch.cat([p.detach().reshape(-1) for p in trained]).clone()
+    before = torch.cat([p.detach().cpu().reshape(-1) for p in trained])
     trainer.train()
-    weights = torch.cat([p.detach().reshape(-1) for p in trained])
+    weights = torch.cat([p.detach().cpu().reshape(-1) for p in trained])
     every_rank = on_all_ranks(weights.tolist())
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {

@@ -28,18 +28,21 @@ from unsloth import FastLanguageModel
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
-DTYPES = {"qlora": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"qlora": torch.bfloat16, "qlora_embed_head": torch.bfloat16, "fp16": torch.float16}
 GLOBAL_BATCH, STEPS = 8, 5
+MAX_LENGTH = 512  # below, Unsloth turns its own checkpointing into plain `True`
 WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
 ON_GPU = torch.cuda.is_available()
 
 
 @dataclass
 class Case:
-    kind: str = "lora"  # or embed_head, modules_to_save, dora, two_adapters, qlora, full, fp16
+    kind: str = "lora"  # or embed_head, modules_to_save, dora, two_adapters, qlora, qlora_embed_head, full, fp16
     checkpointing: str = "false"
     accumulation: str = "1"
     sync: str = "auto"
+    hook: str = "no"
+    device_map: str = ""  # what an old script may name
     trainer: str = "accelerated"  # or plain: trl.SFTTrainer as Unsloth patches it
     count: str = "no"  # yes: count the collectives of each step
 
@@ -70,14 +73,12 @@ def rows():
 
 def add_adapter(model, kind, checkpointing):
     options = {"r": 8, "lora_alpha": 8, "lora_dropout": 0, "random_state": 3407, "target_modules": list(LINEAR)}
-    if kind == "embed_head":
+    if kind in ("embed_head", "qlora_embed_head"):
         options["target_modules"] += ["embed_tokens", "lm_head"]
     if kind == "modules_to_save":
         options["modules_to_save"] = ["embed_tokens", "lm_head"]
     if kind == "dora":
         options["use_dora"] = True
-    if ON_GPU:  # ranks of one node must not share the file that embeddings are offloaded to
-        options["temporary_location"] = f"_buffers_{RANK}"
     model = FastLanguageModel.get_peft_model(model, use_gradient_checkpointing=checkpointing, **options)
     if kind == "fp16":  # a scaler needs parameters in float32
         for parameter in model.parameters():
@@ -93,13 +94,17 @@ def build(path, case):
     checkpointing = CHECKPOINTING[case.checkpointing]
     model, tokenizer = FastLanguageModel.from_pretrained(
         path,
-        max_seq_length=256,
+        max_seq_length=MAX_LENGTH,
         dtype=DTYPES.get(case.kind, torch.float32),
-        load_in_4bit=case.kind == "qlora",
+        load_in_4bit=case.kind.startswith("qlora"),
         full_finetuning=case.kind == "full",
         use_gradient_checkpointing=checkpointing,
+        **({"device_map": case.device_map} if case.device_map else {}),
     )
-    return (model if case.kind == "full" else add_adapter(model, case.kind, checkpointing)), tokenizer
+    if case.kind != "full":
+        model = add_adapter(model, case.kind, checkpointing)
+        assert hasattr(model, "peft_config"), "a case before this one was of full finetuning"
+    return model, tokenizer
 
 
 def training_arguments(case, folder):
@@ -114,14 +119,14 @@ def training_arguments(case, folder):
         optim="adamw_torch",
         logging_steps=1,
         report_to="none",
-        max_length=256,
+        max_length=MAX_LENGTH,
         seed=1,
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=not ON_GPU,
         gradient_checkpointing=case.checkpointing != "false",
         fp16=case.kind == "fp16",
-        bf16=case.kind == "qlora",
+        bf16=case.kind.startswith("qlora"),
     )
 
 
@@ -130,7 +135,8 @@ def make_trainer(case, model, tokenizer, folder, callbacks):
     common |= {"train_dataset": rows(), "callbacks": callbacks}
     if case.trainer == "plain":
         return SFTTrainer(**common)
-    return UnslothAcceleratedSFTTrainer(**common, plugin=UnslothAcceleratorPlugin(gradient_sync=case.sync))
+    plugin = UnslothAcceleratorPlugin(gradient_sync=case.sync, comm_hook=case.hook)
+    return UnslothAcceleratedSFTTrainer(**common, plugin=plugin)
 
 
 def largest_difference_between_ranks(weights):
