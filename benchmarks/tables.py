@@ -1,4 +1,4 @@
-"""Prints the tables of docs/gradient_sync.md from the result files: `python benchmarks/tables.py`."""
+"""Prints the tables of the docs from the result files: `python benchmarks/tables.py`."""
 
 import json
 from itertools import groupby
@@ -84,6 +84,19 @@ def model_families() -> str:
     return _table(head, rows)
 
 
+def host_costs() -> str:
+    """What each setting costs, one value for each round."""
+    runs = _read("host_costs_2x_h100")
+    figures = {"prepare_s": "seconds to prepare", "first_step_s": "seconds to the first step", "step_ms": "ms/step"}
+    figures |= {"read_ms": "ms of it reading flags", "cpu_s": "CPU seconds"}
+    rows = []
+    for name, arm in dict.fromkeys((run["candidate"], run["arm"]) for run in runs):
+        rounds = [run for run in runs if (run["candidate"], run["arm"]) == (name, arm)]
+        cells = [", ".join(f"{run[key]:.4g}" for run in rounds if key in run) for key in figures]
+        rows.append([name, arm, *cells])
+    return _table(f"| what | setting | {' | '.join(figures.values())} |", rows)
+
+
 def _family(run: dict) -> tuple[str, str]:
     return run["family"], run["kind"]
 
@@ -99,4 +112,4 @@ def _difference(run: dict, reference: dict) -> float:
 
 
 if __name__ == "__main__":
-    print(step_times(), matrix(), model_families(), sep="\n\n")
+    print(step_times(), matrix(), model_families(), host_costs(), sep="\n\n")
