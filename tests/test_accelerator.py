@@ -83,6 +83,12 @@ def test_a_split_model_is_refused_on_every_rank(done):
 
 
 @pytest.mark.gloo
+def test_it_stands_down_for_a_mode_that_splits_the_model_and_says_so_once(done):
+    assert done.stderr.count("Unsloth's tensor parallelism is in charge, unsloth_accel stands down") == 1
+    assert [rank["stood down"] for rank in done.ranks] == [{"DDP in charge": True, "fixes": 0}] * 2
+
+
+@pytest.mark.gloo
 def test_a_model_that_only_evaluates_is_left_to_accelerate(done):
     assert done.ranks[0]["evaluated"] == "Sequential"
     assert "gradients deferred: 0 MiB" not in done.stderr, "nothing is chosen for it"

@@ -69,12 +69,14 @@ def test_applying_and_undoing_show_in_the_status(one_fix, monkeypatch):
     assert status()[0].state == "needed"
 
 
-def test_a_fix_that_is_not_needed_is_not_applied(one_fix, monkeypatch):
+def test_a_fix_that_is_not_needed_is_not_applied(one_fix, monkeypatch, caplog):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    caplog.set_level("DEBUG", "unsloth_accel")
     not_needed = replace(registry.FIXES[0], probe=lambda model: Verdict(False, "it is evening"))
     monkeypatch.setattr(registry, "FIXES", (not_needed,))
     assert apply_fixes().names == ()
     assert (status()[0].state, status()[0].reason) == ("not needed", "it is evening")
+    assert caplog.messages == ["fix rename: not needed, it is evening"], "with `debug` the reasons are logged"
 
 
 def test_handles_may_be_undone_in_any_order(one_fix, monkeypatch):

@@ -87,7 +87,9 @@ def test_what_is_no_trainer_is_refused(after):
 @pytest.mark.cpu
 def test_bad_arguments_are_refused_before_training(after):
     found = after["unsloth_accel"]
-    assert found["batch 0"] == ["ConfigurationError", "`per_device_train_batch_size` must be at least 1, got 0."]
+    refused = ["ConfigurationError", "`per_device_train_batch_size` must be at least 1, got 0."]
+    assert found["batch 0"] == refused
+    assert found["batch 0 of no model"] == refused, "before anything is loaded or prepared"
     kind, text = found["unknown argument"]
     assert (kind, text.split("()")[1]) == ("TypeError", " got an unexpected keyword argument 'plugins'")
 

@@ -17,6 +17,7 @@ from .announce import announce
 from .errors import ConfigurationError, PeerError
 from .fixes import AppliedFixes, apply_fixes, apply_loading_fixes
 from .fixes.frozen_weights import left_out_of_ddp
+from .fixes.sharding import sharded_by
 from .gradient_sync import GradientSyncChoice, StepReduction, choose_gradient_sync, graph_changes
 from .plugin import UnslothAcceleratorPlugin
 from .rank_first import several_ranks
@@ -74,6 +75,11 @@ def say_choice(choice: GradientSyncChoice, handler: DistributedDataParallelKwarg
     """Announces the choice once, from rank 0."""
     detail = "" if choice.mode == "deferred" else f", find_unused_parameters={handler.find_unused_parameters}"
     announce("%d ranks, gradients %s: %s%s", num_processes, choice.mode, choice.reason, detail)
+
+
+def announce_stand_down(mode: str) -> None:
+    """Says that another mode than plain data parallelism trains the model, so that nothing of ours does."""
+    announce("%s is in charge, unsloth_accel stands down", mode)
 
 
 def check_ranks_train_together(accelerator: Accelerator) -> None:
@@ -152,7 +158,7 @@ class UnslothAccelerator(Accelerator):
     ) -> Any:
         """As `Accelerator.prepare_model`; a trainable model is wrapped with the gradient synchronisation chosen."""
         trained = any(parameter.requires_grad for parameter in model.parameters())
-        if not runs_ddp(self) or evaluation_mode or not trained:
+        if evaluation_mode or not trained or not self._is_in_charge_of(model):
             return super().prepare_model(model, device_placement, evaluation_mode)
         choice = configure_ddp(model, self.plugin, self.ddp_handler, self._user_set_ddp)
         say_choice(choice, self.ddp_handler, self.num_processes)
@@ -162,6 +168,15 @@ class UnslothAccelerator(Accelerator):
         if choice.mode == "deferred" and isinstance(prepared, DistributedDataParallel):
             self._reductions.append(StepReduction(prepared, deferred=True))
         return prepared
+
+    def _is_in_charge_of(self, model: nn.Module) -> bool:
+        """Whether plain data parallelism trains the model; another mode is named once for each model."""
+        mode = sharded_by(model)
+        if runs_ddp(self) and mode is None:
+            return True
+        if self.num_processes > 1:
+            announce_stand_down(mode or self.distributed_type.value)
+        return False
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
         """As `Accelerator.backward`; after the last micro-batch of a step the gradients are averaged."""

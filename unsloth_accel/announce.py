@@ -15,6 +15,15 @@ def is_main_process() -> bool:
 
 def announce(message: str, *arguments: object) -> None:
     """Logs a decision on rank 0 under the logger `unsloth_accel`, visible unless the user configured logging."""
+    _log(logging.INFO, message, arguments)
+
+
+def detail(message: str, *arguments: object) -> None:
+    """Logs on rank 0 what is of interest only when something is looked for: `enable_multi_gpu(debug=True)`."""
+    _log(logging.DEBUG, message, arguments)
+
+
+def _log(level: int, message: str, arguments: tuple[object, ...]) -> None:
     if not is_main_process():
         return
     if not _logger.hasHandlers():
@@ -23,4 +32,4 @@ def announce(message: str, *arguments: object) -> None:
         _logger.addHandler(handler)
     if _logger.level == logging.NOTSET:
         _logger.setLevel(logging.INFO)
-    _logger.info(message, *arguments)
+    _logger.log(level, message, *arguments)

@@ -15,6 +15,7 @@ from types import ModuleType
 
 from packaging.version import Version
 
+from .announce import is_main_process
 from .errors import ConfigurationError, VersionError
 
 
@@ -52,6 +53,11 @@ def check_versions() -> None:
         )
 
 
+def cpu_was_asked_for() -> bool:
+    """Whether the launcher was told to leave the GPUs alone."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+
+
 def check_ranks_fit_gpus() -> None:
     """Raises if the launcher started more ranks on this node than it has GPUs.
 
@@ -62,8 +68,7 @@ def check_ranks_fit_gpus() -> None:
 
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     gpus = torch.cuda.device_count()
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    if gpus and not on_cpu and local_world_size > gpus:
+    if gpus and not cpu_was_asked_for() and local_world_size > gpus:
         raise ConfigurationError(
             f"`--num_processes` started {local_world_size} ranks on this machine, but it has {gpus} visible GPUs. "
             f"Launch at most {gpus} per machine, or make more GPUs visible with CUDA_VISIBLE_DEVICES."
@@ -73,7 +78,7 @@ def check_ranks_fit_gpus() -> None:
 @contextmanager
 def _only_rank_0_speaks() -> Iterator[None]:
     """Unsloth and what it imports greet and warn on every rank; what the others would say is on rank 0, too."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         yield
         return
     disabled = logging.root.manager.disable

@@ -125,11 +125,10 @@ class MultiGPUHandle:
         self.config = config
         self._trainer: UnslothAcceleratedSFTTrainer | None = None
         self._changed: dict[str, Decision] = {}
-        self._undos: list[Undo] = [redirect(owner, self._initialize) for owner in sft_trainer_classes()]
+        self._undos: list[Undo] = _debug() if config.debug else []
+        self._undos += [redirect(owner, self._initialize) for owner in sft_trainer_classes()]
         # What concerns loading has to be mended before the script loads its model.
         self._undos.append(apply_fixes().undo)
-        if config.debug:
-            self._undos += _debug()
 
     def disable(self) -> None:
         """Restores everything. A trainer that was made before stays of its class. A second call does nothing."""

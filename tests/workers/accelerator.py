@@ -88,6 +88,15 @@ def refused():
     return None
 
 
+def stood_down():
+    """Under Unsloth's tensor parallelism, which needs no more than its switch to be recognised."""
+    os.environ["UNSLOTH_TP_SIZE"] = "2"
+    accelerator = UnslothAccelerator()
+    ddp = accelerator.prepare(build())
+    del os.environ["UNSLOTH_TP_SIZE"]
+    return {"DDP in charge": ddp.require_backward_grad_sync, "fixes": len(accelerator.applied_fixes)}
+
+
 def agree():
     runs = {
         f"{name} {accumulation}": train(kind(name, gradient_accumulation_steps=accumulation))
@@ -104,6 +113,7 @@ def agree():
         "hook": wrapped(DistributedDataParallelKwargs(comm_hook=DDPCommunicationHookType.FP16)),
         "by plugin": wrapped(None, gradient_sync="overlapped", gradient_as_bucket_view=False),
         "split": refused(),
+        "stood down": stood_down(),
         "evaluated": type(UnslothAccelerator().prepare_model(build(), evaluation_mode=True)).__name__,
     }
 

@@ -105,6 +105,8 @@ def main():
         result["batch 0"] = message(
             trainer, UnslothAcceleratedSFTTrainer, model, tokenizer, per_device_train_batch_size=0
         )
+        nothing = trl.SFTConfig(f"{OUT}.run", per_device_train_batch_size=0, report_to="none")
+        result["batch 0 of no model"] = message(UnslothAcceleratedSFTTrainer, None, nothing)
         result["unknown argument"] = message(UnslothAcceleratedSFTTrainer, model=model, plugins=None)
     for key, kind in kinds.items():
         made = trainer(kind, *build())

@@ -1,9 +1,9 @@
 """Lets Unsloth's modules print on rank 0 only."""
 
-import os
 import sys
 from typing import Any
 
+from ..announce import is_main_process
 from .fix import Fix, Undo, Verdict, replace_attribute, undo_all
 
 
@@ -19,7 +19,7 @@ def probe(model: Any) -> Verdict:
 
 def apply(model: Any) -> Undo:
     """On the ranks after the first, drops what Unsloth's loaded modules print, and transformers' progress bars."""
-    if os.environ["RANK"] == "0":
+    if is_main_process():
         return lambda: None
     modules = [module for name, module in sys.modules.items() if _is_unsloth(name)]
     undos = [replace_attribute(module, "print", _drop) for module in modules]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from ..announce import detail
 from ..rank_first import several_ranks
 from . import (
     device_map,
@@ -122,7 +123,14 @@ def undo_loading_fixes() -> None:
 
 
 def _apply(fixes: Sequence[Fix], model: Any) -> AppliedFixes:
-    needed = [fix for fix in fixes if fix.probe(model).needed] if several_ranks() else []
+    if not several_ranks():
+        return AppliedFixes((), [])
+    needed = []
+    for fix in fixes:
+        verdict = fix.probe(model)
+        detail("fix %s: %s, %s", fix.name, "needed" if verdict.needed else "not needed", verdict.reason)
+        if verdict.needed:
+            needed.append(fix)
     return AppliedFixes(tuple(fix.name for fix in needed), [_hold(fix, model) for fix in needed])
 
 

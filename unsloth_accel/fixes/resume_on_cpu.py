@@ -1,9 +1,9 @@
 """Lets an optimizer's state be loaded for a CPU device that has an index."""
 
 import functools
-import os
 from typing import Any
 
+from ..imports import cpu_was_asked_for
 from .fix import Fix, Undo, Verdict, replace_attribute
 
 
@@ -11,8 +11,7 @@ def probe(model: Any) -> Verdict:
     """Only ranks on CPUs have the device `cpu:0`."""
     import torch
 
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    if torch.accelerator.is_available() and not on_cpu:
+    if torch.accelerator.is_available() and not cpu_was_asked_for():
         return Verdict(False, "the ranks run on accelerators")
     return Verdict(True, "Accelerate calls the device of a rank on CPU `cpu:0`, which torch.load does not know")
 

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from ..announce import is_main_process
 from .fix import Fix, Undo, Verdict, replace_item
 
 
@@ -18,7 +19,7 @@ def probe(model: Any) -> Verdict:
 
 def apply(model: Any) -> Undo:
     """Switches the call off on every rank but 0."""
-    if os.environ["RANK"] == "0":
+    if is_main_process():
         return lambda: None
     return replace_item(os.environ, VARIABLE, "1")
 

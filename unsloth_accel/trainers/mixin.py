@@ -8,8 +8,14 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..accelerator import check_ranks_train_together, configure_ddp, leave_process_group_at_exit, runs_ddp, say_choice
-from ..announce import announce
+from ..accelerator import (
+    announce_stand_down,
+    check_ranks_train_together,
+    configure_ddp,
+    leave_process_group_at_exit,
+    runs_ddp,
+    say_choice,
+)
 from ..errors import ConfigurationError
 from ..fixes import AppliedFixes, apply_fixes
 from ..fixes.frozen_weights import left_out_of_ddp
@@ -23,7 +29,7 @@ from ..rank_first import run_once
 
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerCallback
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     _Base = Trainer
 else:
@@ -82,6 +88,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         self._gradient_sync: GradientSyncChoice | None = None
         self._step_reduction: StepReduction | None = None
         self._step_tokens: Tensor | float = 0
+        _check_arguments(args[1] if len(args) > 1 else kwargs.get("args"))
         with apply_fixes():  # while the data are prepared; what concerns the model follows
             super().__init__(*args, **kwargs)
         check_ranks_train_together(self.accelerator)
@@ -92,8 +99,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
             if self._gradient_sync is not None:
                 say_choice(self._gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
         elif self.accelerator.num_processes > 1:
-            mode = self._other_mode() or self.accelerator.distributed_type.value
-            announce("%s is in charge, unsloth_accel stands down", mode)
+            announce_stand_down(self._other_mode() or self.accelerator.distributed_type.value)
         elif self.args.device.type == "cuda":
             say_what_stays_idle()
 
@@ -108,10 +114,6 @@ class UnslothAcceleratedTrainerMixin(_Base):
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         arguments = super()._build_accelerator_args(**kwargs)
-        if self.args.per_device_train_batch_size < 1:
-            raise ConfigurationError(
-                f"`per_device_train_batch_size` must be at least 1, got {self.args.per_device_train_batch_size}."
-            )
         plain = self.args.world_size > 1 and _is_plain_ddp(arguments) and self._other_mode() is None
         if plain and isinstance(self.model, nn.Module):
             handlers = self.plugin.to_handlers(arguments["kwargs_handlers"])
@@ -217,6 +219,14 @@ def _reduction_callback(trainer: UnslothAcceleratedTrainerMixin) -> "TrainerCall
             trainer._hear_ranks()
 
     return ReduceOncePerStep()
+
+
+def _check_arguments(arguments: "TrainingArguments | None") -> None:
+    """Before the data are prepared, which can take long."""
+    if arguments is not None and arguments.per_device_train_batch_size < 1:
+        raise ConfigurationError(
+            f"`per_device_train_batch_size` must be at least 1, got {arguments.per_device_train_batch_size}."
+        )
 
 
 def _is_plain_ddp(arguments: dict[str, Any]) -> bool:
