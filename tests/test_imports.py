@@ -1,15 +1,18 @@
 """The door to Unsloth: what must be installed, in which order it is imported, and on how many GPUs."""
 
 import configparser
+import importlib
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from launch import ROOT, launch
-from unsloth_accel.imports import FLOORS
+from unsloth_accel import VersionError
+from unsloth_accel.imports import FLOORS, check_versions, load_unsloth
 
 
 CHECK = """
@@ -67,6 +70,15 @@ def test_every_fault_is_named_with_the_one_command_that_mends_all(tmp_path):
     assert message.endswith("Run: pip install --upgrade 'torch>=2.11' 'trl>=1.15' 'peft>=0.21'")
 
 
+def test_versions_are_checked_also_where_the_script_imported_unsloth(tmp_path, monkeypatch):
+    install(tmp_path, trl="1.14.3")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
+    with pytest.raises(VersionError, match=r"trl is 1\.14\.3, needs >= 1\.15"):
+        load_unsloth()
+
+
 def test_a_missing_package_is_a_fault(tmp_path):
     """An environment of its own: nothing but what is made here, and `packaging`, which does the comparing."""
     import packaging
@@ -83,10 +95,6 @@ def test_a_missing_package_is_a_fault(tmp_path):
 
 @pytest.mark.parametrize("version", ["2.11", "2.11.0+cu130", "2.11.0rc1", "2.12.0.dev20260901", "3.0"])
 def test_builds_of_a_version_that_is_new_enough_pass(version, tmp_path, monkeypatch):
-    import importlib
-
-    from unsloth_accel.imports import check_versions
-
     install(tmp_path, **(FLOORS | {"torch": version}))
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()

@@ -100,8 +100,8 @@ def load_unsloth() -> ModuleType:
         VersionError: If an installed package is missing or below its floor.
         ConfigurationError: If more ranks than GPUs were started on this node.
     """
+    check_versions()  # also where the script has imported Unsloth itself, as most do in their first line
     if "unsloth" not in sys.modules:
-        check_versions()
         check_ranks_fit_gpus()
     with _only_rank_0_speaks():
         import unsloth
