@@ -45,7 +45,7 @@ def _has_playwright(node):
 
 
 @pytest.fixture(scope="module")
-def lab(chromium, tmp_path_factory):
+def lab(chromium, tmp_path_factory, tiny_model):
     """A JupyterLab on copies of the notebooks, so that their outputs stay out of the checkout."""
     folder = tmp_path_factory.mktemp("lab")
     for notebook in NOTEBOOKS:
@@ -56,7 +56,7 @@ def lab(chromium, tmp_path_factory):
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *options],
-            env={**environment(folder), "JUPYTER_CONFIG_DIR": str(folder / "config")},  # no tabs of an earlier run
+            env=environment(folder, tiny_model) | {"JUPYTER_CONFIG_DIR": str(folder / "config")},  # no earlier tabs
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -10,14 +10,16 @@ from launch import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def environment(tmp_path: Path, model: Path | str) -> dict[str, str]:
-    """What a kernel gets: this checkout, no network, a model for where there is a GPU, and a quiet Unsloth."""
+def environment(tmp_path: Path, model: Path) -> dict[str, str]:
+    """What a kernel gets: this checkout, no network, a quiet Unsloth, and a model; without a GPU it makes its own."""
+    import torch
+
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "HF_HUB_OFFLINE": "1",
-        "MODEL": str(model),
+        "MODEL": str(model) if torch.cuda.is_available() else "",
         "OMP_NUM_THREADS": "1",
         "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "compiled"),
         "UNSLOTH_DISABLE_STATISTICS": "1",
@@ -48,8 +50,6 @@ def test_unsloth_is_imported_before_trl(path):
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs_top_to_bottom(path, tmp_path, tiny_model):
-    import torch
-
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
 
@@ -57,9 +57,7 @@ def test_the_notebook_runs_top_to_bottom(path, tmp_path, tiny_model):
     client = nbclient.NotebookClient(
         notebook, timeout=150, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
-    # Without a GPU the notebook makes its own.
-    model = tiny_model if torch.cuda.is_available() else ""
-    client.execute(env=environment(tmp_path, model))
+    client.execute(env=environment(tmp_path, tiny_model))
 
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.get("text", "") for output in outputs)
