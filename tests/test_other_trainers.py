@@ -19,6 +19,8 @@ ADAPTERS = ["dpo", "dpo_precomputed", "kto", "kto_apo", "reward", "unsloth_train
 # Last, because after one `full_finetuning=True` Unsloth's `get_peft_model` does nothing in that process on a GPU.
 FULL = ["dpo_full", "transformers_trainer"]
 DETERMINISTIC = [*ADAPTERS, *FULL]
+# On the CPU. The losses of DPO and KTO are a kernel of TRL's that needs triton; of GRPO see docs/trainers.md.
+GENERATED = ["sft", "reward"]
 ON_TWO_RANKS = [*ADAPTERS, "dpo/2", "grpo", *FULL]
 CLASSES = {
     "dpo": "DPOTrainer",
@@ -38,6 +40,7 @@ def run(cases, config, num_processes, folder, model, then=(), timeout=280, **lau
     out = folder / f"{config}.jsonl"
     env = {"HF_DATASETS_CACHE": str(folder / "datasets"), "UNSLOTH_DATASET_NUM_PROC": "1"}
     env |= {"UNSLOTH_COMPILE_DISABLE": "1"}  # on a GPU torch.compile takes longer than all else, and changes no result
+    env |= {"UNSLOTH_GRPO_PREFIX_GROUPER": "0"}  # one rank's, of whole groups, is not TRL's loss: docs/trainers.md
     env |= launching.pop("env", {})
     launching |= {"num_processes": num_processes, "config": config, "env": env, "timeout": timeout}
     done = launch(WORKER, model, out, *cases, *then, expect_failure=bool(then), **launching)
@@ -54,6 +57,15 @@ def one_rank(tmp_path_factory, tiny_model):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, tiny_model):
     return run(ON_TWO_RANKS, "cpu_gloo", 2, tmp_path_factory.mktemp("two"), tiny_model, then=["fail"])
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory, tiny_model):
+    """With the trainers that Unsloth generates for GPUs."""
+    folders = [tmp_path_factory.mktemp("generated") for _ in range(2)]
+    env = {"GENERATED_TRAINERS": "1"}
+    one = run(GENERATED, "cpu_gloo", 1, folders[0], tiny_model, env=env)[1]
+    return one, run([*GENERATED, "sft/2"], "cpu_gloo", 2, folders[1], tiny_model, env=env)[1]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +101,17 @@ def test_two_ranks_follow_one(case, one_rank, two_ranks):
     assert result["learning_rates"] == expected["learning_rates"]
     for key in ("num_tokens", "step", "epoch"):
         assert [entry.get(key) for entry in result["logs"]] == [entry.get(key) for entry in expected["logs"]]
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", [*GENERATED, "sft/2"])
+def test_two_ranks_of_a_generated_trainer_follow_one(case, generated):
+    one, two = generated
+    result, expected = two[case], one[case.partition("/")[0]]
+    assert_follows(result, expected, TOLERANCE["cpu_gloo"])
+    assert result["weights"] == pytest.approx(expected["weights"], abs=1e-5)
+    assert result["moved"] > 1e-3
+    assert expected["class"].startswith("Unsloth"), "TRL's own class would be another test"
 
 
 @pytest.mark.gloo

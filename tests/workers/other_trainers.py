@@ -3,6 +3,8 @@
 Usage: other_trainers.py MODEL OUT CASE [CASE ...], on one rank with python or on several with `accelerate launch`.
 
 One rank runs the trainer as Unsloth and TRL have it, several run `accelerated(...)` of it, at the same global batch.
+With GENERATED_TRAINERS in the environment the trainers are those that Unsloth generates for GPUs, on the CPU, around
+models of transformers.
 A CASE is a name of `CASES`, and may end in `/2` for two micro-batches per step; or it is `fail`, which ends the job.
 """
 
@@ -15,6 +17,12 @@ import traceback
 from pathlib import Path
 
 
+GENERATED = "GENERATED_TRAINERS" in os.environ
+if GENERATED:
+    import generated_trainers
+
+    generated_trainers.load()
+
 from unsloth_accel import accelerated  # isort: skip
 import counting_tokenizer
 import torch
@@ -22,7 +30,9 @@ import torch.distributed as dist
 import trl
 import unsloth
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     DataCollatorForLanguageModeling,
     Trainer,
@@ -62,7 +72,27 @@ def arguments(config_class, folder, accumulation, **more):
     return config_class(output_dir=str(folder), **options | more)
 
 
+LORA = {
+    "r": 8,
+    "lora_alpha": 8,
+    "lora_dropout": 0,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+
+
+def stock_model(path):
+    """What Unsloth's generated trainers train where its own models, which need a GPU, cannot be loaded."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(**LORA, task_type="CAUSAL_LM"))
+    for part in (model, model.base_model.model):  # what Unsloth's models have, and its GRPO calls
+        part.for_training, part.for_inference = (lambda *_, **__: model.train()), (lambda *_, **__: model.eval())
+    return model, counting_tokenizer.CountingTokenizer.from_pretrained(path)
+
+
 def language_model(path, full=False, modules_to_save=None):
+    if GENERATED:
+        return stock_model(path)
     model, _ = unsloth.FastLanguageModel.from_pretrained(
         path,
         max_seq_length=256,
@@ -74,11 +104,8 @@ def language_model(path, full=False, modules_to_save=None):
     if not full:
         model = unsloth.FastLanguageModel.get_peft_model(
             model,
-            r=8,
-            lora_alpha=8,
-            lora_dropout=0,
+            **LORA,
             random_state=3407,
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
             modules_to_save=modules_to_save,
             use_gradient_checkpointing=False,
         )
@@ -140,6 +167,13 @@ def kto(path, folder, accumulation, **options):
 
 def kto_apo(path, folder, accumulation):
     return kto(path, folder, accumulation, loss_type="apo_zero_unpaired")
+
+
+def sft(path, folder, accumulation):
+    model, tokenizer = language_model(path)
+    args = arguments(trl.SFTConfig, folder, accumulation, max_length=256)
+    rows = Dataset.from_dict({"text": texts()})
+    return of(trl.SFTTrainer)(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
 
 
 def reward(path, folder, accumulation):
@@ -215,6 +249,7 @@ CASES = {
         dpo_precomputed,
         kto,
         kto_apo,
+        sft,
         reward,
         unsloth_trainer,
         transformers_trainer,

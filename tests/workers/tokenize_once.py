@@ -18,25 +18,10 @@ path, model_folder, out, read_only, full_disk = sys.argv[1], *map(Path, sys.argv
 seen: dict[str, object] = {}
 
 
-def load_gpu_path():
-    """Generates and binds Unsloth's trainer without a GPU."""
-    os.environ["UNSLOTH_ALLOW_CPU"] = "1"
-    import unsloth
-
-    os.environ["UNSLOTH_ALLOW_CPU"] = "0"
-    import torch
-
-    torch.cuda.get_device_name = lambda *args: "none"
-    from unsloth.models.rl import PatchFastRL
-
-    PatchFastRL(None, None)
-    import unsloth.trainer
-
-    unsloth.trainer._patch_trl_trainer()
-
-
 if path == "gpu_path":
-    load_gpu_path()
+    import generated_trainers
+
+    generated_trainers.load()
 
 import counting_tokenizer
 import datasets
