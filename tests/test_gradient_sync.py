@@ -9,7 +9,7 @@ from torch import nn
 
 from launch import ROOT, launch
 from unsloth_accel import ConfigurationError, UnslothAcceleratorPlugin
-from unsloth_accel.gradient_sync import DEFERRED_BYTES_LIMIT, RANK_FIELDS, TOKENS, WAIT_SECONDS, choose_gradient_sync
+from unsloth_accel.gradient_sync import DEFERRED_BYTES_LIMIT, RankRow, choose_gradient_sync
 
 
 WORKER = ROOT / "tests" / "workers" / "gradient_sync.py"
@@ -186,17 +186,18 @@ def test_gradients_of_two_precisions_share_the_reduction(ranks):
 
 @pytest.mark.gloo
 def test_every_rank_hears_the_row_of_every_rank(ranks):
-    first, second = ranks[0]["rows_of_every_rank"]
-    assert all(rank["rows_of_every_rank"] == [first, second] for rank in ranks)
-    assert [row[TOKENS] for row in first] == [10.0 + rank for rank in range(len(ranks))]
-    assert [row[RANK_FIELDS:] for row in first] == [[rank + 0.5, -1.0, 0.0] for rank in range(len(ranks))]
-    assert [row[TOKENS] for row in second] == [1000.0 + rank for rank in range(len(ranks))]
-    assert [row[RANK_FIELDS:] for row in second] == [[7.0, 0.0, 0.0]] * len(ranks)
+    assert all(rank["rows_of_every_rank"] == ranks[0]["rows_of_every_rank"] for rank in ranks)
+    first, second = ([RankRow(*row) for row in step] for step in ranks[0]["rows_of_every_rank"])
+    assert [row.tokens for row in first] == [10.0 + rank for rank in range(len(ranks))]
+    assert [row.numbers for row in first] == [[rank + 0.5, -1.0, 0.0] for rank in range(len(ranks))]
+    assert [row.tokens for row in second] == [1000.0 + rank for rank in range(len(ranks))]
+    assert [row.numbers for row in second] == [[7.0, 0.0, 0.0]] * len(ranks)
+    assert not any(row.failed for row in (*first, *second))
 
 
 @pytest.mark.gloo
 def test_every_rank_tells_how_long_it_waited_for_the_slowest(ranks):
-    waited = [row[WAIT_SECONDS] for row in ranks[0]["rows_of_every_rank"][1]]
+    waited = [RankRow(*row).wait_seconds for row in ranks[0]["rows_of_every_rank"][1]]
     assert min(waited[:-1]) > 0.2, "the last rank came half a second late"
     assert waited[-1] < min(waited[:-1])
 
@@ -215,7 +216,7 @@ def test_ddp_still_has_the_switches_that_deferring_relies_on(ranks):
 def test_overlapped_only_the_rows_are_exchanged(ranks):
     for rank in ranks:
         found = rank["overlapped"]
-        assert [row[TOKENS] for row in found["rows"]] == [number + 1.0 for number in range(len(ranks))]
+        assert [RankRow(*row).tokens for row in found["rows"]] == [number + 1.0 for number in range(len(ranks))]
         assert found["difference"] == 0.0
         assert found["none"][0] == found["none"][1]
 

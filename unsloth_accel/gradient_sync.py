@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,9 +24,32 @@ if TYPE_CHECKING:
 # Measured: docs/gradient_sync.md has the runs and their command.
 DEFERRED_BYTES_LIMIT = 2 * 2**30
 
-# Numbers every rank adds to the reduction, one row a rank, before those of the trainer.
-FAILED, TOKENS, WAIT_SECONDS, PEAK_MEMORY_GIB = range(4)
-RANK_FIELDS = 4
+
+class RankRow(NamedTuple):
+    """What one rank tells all others in the reduction of a step.
+
+    Args:
+        failed (`bool`): Whether it failed in this step.
+        tokens (`float`): The tokens it computed in this step.
+        wait_seconds (`float`): How long it waited for the slowest rank in the step before, the exchange included.
+        peak_memory_gib (`float`): The most GPU memory it has used so far, in GiB; 0 on the CPU.
+        numbers (`list[float]`): The trainer's own.
+    """
+
+    failed: bool
+    tokens: float
+    wait_seconds: float
+    peak_memory_gib: float
+    numbers: Sequence[float] = ()
+
+
+def _rank_row(flat: Sequence[float]) -> RankRow:
+    failed, tokens, wait_seconds, peak_memory_gib, *numbers = flat
+    return RankRow(bool(failed), tokens, wait_seconds, peak_memory_gib, numbers)
+
+
+_FIELDS = len(RankRow._fields) - 1
+_TOKENS = RankRow._fields.index("tokens")
 
 
 @dataclass(frozen=True)
@@ -116,13 +139,13 @@ class StepReduction:
         deferred (`bool`):
             Whether gradients ride in this reduction. If not, DDP's reducer is in charge of them and only the rows
             are exchanged.
-        row_size (`int`, *optional*, defaults to `RANK_FIELDS`):
-            How many numbers each rank's row has. The same on all ranks.
+        num_numbers (`int`, *optional*, defaults to 0):
+            How many numbers of its own the trainer adds to each rank's row. The same on all ranks.
     """
 
-    def __init__(self, model: DistributedDataParallel, *, deferred: bool, row_size: int = RANK_FIELDS) -> None:
+    def __init__(self, model: DistributedDataParallel, *, deferred: bool, num_numbers: int = 0) -> None:
         self.deferred = deferred
-        self.row_size = row_size
+        self._row_size = _FIELDS + num_numbers
         self._group = model.process_group
         self._rank = dist.get_rank(self._group)
         self._world_size = dist.get_world_size(self._group)
@@ -143,7 +166,7 @@ class StepReduction:
         self._model.require_backward_grad_sync = True
         self._model.require_forward_param_sync = True
 
-    def run(self, tokens: Tensor | float = 0, row: Sequence[float] = ()) -> None:
+    def run(self, tokens: Tensor | float = 0, numbers: Sequence[float] = ()) -> None:
         """Averages the gradients over the ranks and sends this rank's row.
 
         On a GPU this only enqueues: clipping and the optimizer's step can follow without waiting. What the other
@@ -152,10 +175,10 @@ class StepReduction:
         Args:
             tokens (`torch.Tensor` or `float`, *optional*, defaults to 0):
                 Tokens this rank computed in this step, a scalar.
-            row (`Sequence[float]`, *optional*):
-                The trainer's own numbers, at most `row_size - RANK_FIELDS` of them; missing ones are 0.
+            numbers (`Sequence[float]`, *optional*):
+                The trainer's own, at most `num_numbers` of them; missing ones are 0.
         """
-        self._reduce([p.grad for p in self._parameters], self._make_row(tokens, row, failed=False))
+        self._reduce([p.grad for p in self._parameters], self._make_row(tokens, numbers, failed=False))
 
     def announce_failure(self) -> None:
         """Joins the step's reduction as a failed rank, so that the others stop at once instead of waiting.
@@ -167,36 +190,33 @@ class StepReduction:
             leave_word(traceback.format_exc())
             self._reduce([None] * len(self._parameters), self._make_row(0, (), failed=True))
 
-    def rows(self) -> list[list[float]]:
-        """Waits for the last [`run`] and returns what every rank said.
-
-        Returns:
-            `list[list[float]]`: The rows of all ranks, `[world_size][row_size]`.
+    def rows(self) -> list[RankRow]:
+        """Waits for the last [`run`] and returns what every rank said, rank by rank.
 
         Raises:
             PeerError: If another rank announced that it failed.
         """
         assert self._exchange is not None, "rows() before run()"
-        numbers, self._wait_seconds = self._exchange.wait()
-        numbers = numbers[len(self._sizes) :]
-        rows = [numbers[start : start + self.row_size] for start in range(0, len(numbers), self.row_size)]
-        failed = [rank for rank, said in enumerate(rows) if said[FAILED]]
+        flat, self._wait_seconds = self._exchange.wait()
+        starts = range(len(self._sizes), len(flat), self._row_size)
+        rows = [_rank_row(flat[start : start + self._row_size]) for start in starts]
+        failed = [rank for rank, row in enumerate(rows) if row.failed]
         if failed:
             raise PeerError(f"Rank {failed[0]} failed in this optimizer step:\n{read_word(failed[0])}")
         return rows
 
-    def _make_row(self, tokens: Tensor | float, row: Sequence[float], *, failed: bool) -> Tensor:
+    def _make_row(self, tokens: Tensor | float, numbers: Sequence[float], *, failed: bool) -> Tensor:
         peak = torch.cuda.max_memory_allocated(self._device) / 2**30 if self._device.type == "cuda" else 0.0
-        numbers = [float(failed), 0.0, self._wait_seconds, peak, *row]
-        numbers += [0.0] * (self.row_size - len(numbers))
-        rows = torch.zeros(self._world_size, self.row_size)
-        rows[self._rank] = torch.tensor(numbers)
+        *fields, _ = RankRow(failed, 0.0, self._wait_seconds, peak)
+        missing = self._row_size - _FIELDS - len(numbers)
+        rows = torch.zeros(self._world_size, self._row_size)
+        rows[self._rank] = torch.tensor([*fields, *numbers, *[0.0] * missing])
         rows = rows.to(self._device, non_blocking=True)
-        rows[self._rank, TOKENS] = tokens
+        rows[self._rank, _TOKENS] = tokens  # stays on the device, so nothing waits for it
         return rows.reshape(-1)
 
     def _reduce(self, gradients: Sequence[Tensor | None], rows: Tensor) -> None:
-        """`gradients`: one a parameter, `None` where this rank has none. `rows`: `[world_size * row_size]`."""
+        """`gradients`: one a parameter, `None` where this rank has none. `rows`: `[world_size * row size]`."""
         has_gradient = torch.tensor([g is not None for g in gradients], dtype=torch.float32)
         pieces = [
             p.new_zeros(p.numel()) if g is None else g.reshape(-1)

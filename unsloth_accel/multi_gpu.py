@@ -156,13 +156,11 @@ class MultiGPUHandle:
         """Each rank's peak as of the last optimizer step, else this rank's alone."""
         import torch
 
-        from .gradient_sync import PEAK_MEMORY_GIB
-
         if not torch.cuda.is_initialized():
             return ()
         rows = [] if self._trainer is None else self._trainer.rank_rows
         if rows:
-            return tuple(row[PEAK_MEMORY_GIB] for row in rows[-1])
+            return tuple(row.peak_memory_gib for row in rows[-1])
         return (torch.cuda.max_memory_allocated() / 2**30,)
 
     def _initialize(self, trainer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unsloth_accel import PeerError
-from unsloth_accel.gradient_sync import RANK_FIELDS, StepReduction
+from unsloth_accel.gradient_sync import StepReduction
 
 
 RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -115,7 +115,7 @@ def mixed_precision():
 
 def rows_of_every_rank():
     """In the first step the last rank comes late; in the second each tells how long it waited in the first."""
-    reduction = StepReduction(wrap(), deferred=True, row_size=RANK_FIELDS + 3)
+    reduction = StepReduction(wrap(), deferred=True, num_numbers=3)
     time.sleep(0.5 if RANK == LAST else 0.0)
     reduction.run(torch.tensor(10 + RANK), [RANK + 0.5, -1.0])
     first = reduction.rows()
@@ -170,7 +170,7 @@ def fails(reduction):
 def failing_rank():
     """The last rank fails in the middle of a step, and none of the others may wait for it."""
     model = wrap()
-    reduction = StepReduction(model, deferred=True, row_size=RANK_FIELDS + 2)
+    reduction = StepReduction(model, deferred=True, num_numbers=2)
     model(micro_batches(1)[0], ["first"]).backward()
     began = time.monotonic()
     try:

@@ -22,7 +22,7 @@ from ..fixes.frozen_weights import left_out_of_ddp
 from ..fixes.sharding import sharded_by
 from ..fixes.staging import staged
 from ..fixes.tokenize_once import prepare_once
-from ..gradient_sync import RANK_FIELDS, GradientSyncChoice, StepReduction
+from ..gradient_sync import GradientSyncChoice, RankRow, StepReduction
 from ..idle_gpus import say_what_stays_idle
 from ..plugin import UnslothAcceleratorPlugin
 from ..rank_first import run_once
@@ -60,9 +60,9 @@ class UnslothAcceleratedTrainerMixin(_Base):
     Attributes:
         applied_fixes ([`AppliedFixes`]):
             The handle that takes back the fixes this trainer applied.
-        rank_rows (`list[list[list[float]]]`):
-            For each of the last 1000 optimizer steps, for each rank: whether it failed, its tokens, the seconds it
-            waited in the reduction of the step before, its peak GPU memory in GiB.
+        rank_rows (`list[list[RankRow]]`):
+            For each of the last 1000 optimizer steps, what each rank told: `tokens`, `wait_seconds` in the reduction
+            of the step before, `peak_memory_gib`.
 
     Raises:
         ConfigurationError: If the batch size is below 1 or the model is split over several GPUs.
@@ -84,7 +84,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def __init__(self, *args: Any, plugin: UnslothAcceleratorPlugin | None = None, **kwargs: Any) -> None:
         self.plugin = plugin or UnslothAcceleratorPlugin()
         self.applied_fixes = AppliedFixes((), [])
-        self.rank_rows: list[list[list[float]]] = []
+        self.rank_rows: list[list[RankRow]] = []
         self._gradient_sync: GradientSyncChoice | None = None
         self._step_reduction: StepReduction | None = None
         self._step_tokens: Tensor | float = 0
@@ -183,15 +183,16 @@ class UnslothAcceleratedTrainerMixin(_Base):
         self._step_reduction = None
         if self._gradient_sync is not None and isinstance(self.model_wrapped, DistributedDataParallel):
             deferred = self._gradient_sync.mode == "deferred"
-            row_size = RANK_FIELDS + self._num_step_numbers()
-            self._step_reduction = StepReduction(self.model_wrapped, deferred=deferred, row_size=row_size)
+            self._step_reduction = StepReduction(
+                self.model_wrapped, deferred=deferred, num_numbers=self._num_step_numbers()
+            )
 
     def _hear_ranks(self) -> None:
         """Takes in what every rank said in the step's reduction; raises if one of them failed."""
         if self._step_reduction is not None:
             rows = self._step_reduction.rows()
             self._take_rows(rows)
-            self.rank_rows.append([row[:RANK_FIELDS] for row in rows])
+            self.rank_rows.append([row._replace(numbers=()) for row in rows])
             del self.rank_rows[:-KEPT_STEPS]
 
     def _num_step_numbers(self) -> int:
@@ -202,8 +203,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """This rank's own numbers for the step that ends, at most `_num_step_numbers()` of them."""
         return []
 
-    def _take_rows(self, rows: list[list[float]]) -> None:
-        """Receives every rank's row after the step's reduction, `[world_size][RANK_FIELDS + own numbers]`."""
+    def _take_rows(self, rows: list[RankRow]) -> None:
+        """Receives every rank's row after the step's reduction, with the numbers of this trainer."""
 
 
 def _reduction_callback(trainer: UnslothAcceleratedTrainerMixin) -> "TrainerCallback":

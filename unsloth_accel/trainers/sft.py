@@ -1,13 +1,13 @@
 """The drop-in for `trl.SFTTrainer`. Importing this file imports unsloth, mends its loading, and imports trl."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..fixes import apply_loading_fixes
-from ..gradient_sync import RANK_FIELDS, TOKENS
+from ..gradient_sync import RankRow
 from ..imports import load_unsloth
 from .mixin import UnslothAcceleratedTrainerMixin
 
@@ -91,24 +91,24 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
     def _step_numbers(self) -> list[float]:
         return [number for micro_batch in self._micro_batch_numbers for number in micro_batch]
 
-    def _take_rows(self, rows: list[list[float]]) -> None:
+    def _take_rows(self, rows: list[RankRow]) -> None:
         """Puts into TRL's log what it would have gathered in each micro-batch."""
         logged = self._metrics["train"]
         if "num_tokens" in logged:
-            self._tokens_before_step += sum(row[TOKENS] for row in rows)
+            self._tokens_before_step += sum(row.tokens for row in rows)
             self._total_train_tokens = int(self._tokens_before_step)
             logged["num_tokens"] = [self._total_train_tokens]
         count = len(self._micro_batch_numbers)
         for index in range(count):
-            start = RANK_FIELDS + index * _MICRO_BATCH_NUMBERS
-            ranks = [row[start : start + _MICRO_BATCH_NUMBERS] for row in rows]
+            start = index * _MICRO_BATCH_NUMBERS
+            ranks = [row.numbers[start : start + _MICRO_BATCH_NUMBERS] for row in rows]
             for name, value in _means_over_ranks(ranks).items():
                 if name in logged:
                     logged[name][index - count] = value
         self._micro_batch_numbers = []
 
 
-def _means_over_ranks(ranks: list[list[float]]) -> dict[str, float]:
+def _means_over_ranks(ranks: list[Sequence[float]]) -> dict[str, float]:
     """`ranks`: `[world_size][1 + metrics]`, labelled tokens first. Each metric's mean as TRL gathers it."""
     labelled = [numbers[0] for numbers in ranks]
     means = {}
