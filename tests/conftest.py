@@ -13,6 +13,8 @@ import pytest
 from filelock import FileLock
 
 
+pytest.register_assert_rewrite("trajectories")  # so that its assertions show what they compared
+
 TIERS = ("unit", "cpu", "gloo", "notebook", "gpu", "multigpu")
 
 # Set per rank by a launcher, or ours. Other variables are written by the libraries we train with.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import launch
+from trajectories import assert_follows
 
 
 WORKER = Path(__file__).parent / "workers" / "other_trainers.py"
@@ -38,10 +39,13 @@ LOGGED = ["kl", "reward", "reward_std", "logps/chosen", "rewards/chosen", "rewar
 def run(cases, config, num_processes, folder, model, then=(), timeout=280, **launching):
     """Runs the cases in one launch; how that ended, and the result of each case by its name."""
     out = folder / f"{config}.jsonl"
-    env = {"HF_DATASETS_CACHE": str(folder / "datasets"), "UNSLOTH_DATASET_NUM_PROC": "1"}
-    env |= {"UNSLOTH_COMPILE_DISABLE": "1"}  # on a GPU torch.compile takes longer than all else, and changes no result
-    env |= {"UNSLOTH_GRPO_PREFIX_GROUPER": "0"}  # one rank's, of whole groups, is not TRL's loss: docs/trainers.md
-    env |= launching.pop("env", {})
+    env = {
+        "HF_DATASETS_CACHE": str(folder / "datasets"),
+        "UNSLOTH_DATASET_NUM_PROC": "1",
+        "UNSLOTH_COMPILE_DISABLE": "1",  # on a GPU torch.compile takes longer than all else, and changes no result
+        "UNSLOTH_GRPO_PREFIX_GROUPER": "0",  # one rank's, of whole groups, is not TRL's loss: docs/trainers.md
+        **launching.pop("env", {}),
+    }
     launching |= {"num_processes": num_processes, "config": config, "env": env, "timeout": timeout}
     done = launch(WORKER, model, out, *cases, *then, expect_failure=bool(then), **launching)
     results = {result["case"]: result for result in map(json.loads, out.read_text().splitlines())}
@@ -82,12 +86,8 @@ def on_gpus(tmp_path_factory, tiny_model):
         return one.result()[1], two.result()[1]
 
 
-def assert_follows(result, expected, tolerance):
-    for one in (result, expected):
-        assert "error" not in one, one["at"]
-    for key in ("loss", "grad_norm"):
-        ours, theirs = ([entry[key] for entry in logs] for logs in (result["logs"], expected["logs"]))
-        assert ours == pytest.approx(theirs, rel=tolerance), key
+def assert_trains_as(result, expected, tolerance):
+    assert_follows(result, expected, tolerance)
     assert len(result["logs"]) == STEPS
     assert result["ranks_agree"]
 
@@ -96,7 +96,7 @@ def assert_follows(result, expected, tolerance):
 @pytest.mark.parametrize("case", [*DETERMINISTIC, "dpo/2"])
 def test_two_ranks_follow_one(case, one_rank, two_ranks):
     result, expected = two_ranks[1][case], one_rank[case.partition("/")[0]]
-    assert_follows(result, expected, TOLERANCE["cpu_gloo"])
+    assert_trains_as(result, expected, TOLERANCE["cpu_gloo"])
     assert result["weights"] == pytest.approx(expected["weights"], abs=1e-5)
     assert result["learning_rates"] == expected["learning_rates"]
     for key in ("num_tokens", "step", "epoch"):
@@ -108,7 +108,7 @@ def test_two_ranks_follow_one(case, one_rank, two_ranks):
 def test_two_ranks_of_a_generated_trainer_follow_one(case, generated):
     one, two = generated
     result, expected = two[case], one[case.partition("/")[0]]
-    assert_follows(result, expected, TOLERANCE["cpu_gloo"])
+    assert_trains_as(result, expected, TOLERANCE["cpu_gloo"])
     assert result["weights"] == pytest.approx(expected["weights"], abs=1e-5)
     assert result["moved"] > 1e-3
     assert expected["class"].startswith("Unsloth"), "TRL's own class would be another test"
@@ -191,7 +191,7 @@ def test_a_rank_that_fails_between_gathers_ends_the_job(two_ranks):
 @pytest.mark.parametrize("case", DETERMINISTIC)
 def test_two_gpus_follow_one(case, on_gpus):
     one, two = on_gpus
-    assert_follows(two[case], one[case], TOLERANCE["ddp_2gpu"])
+    assert_trains_as(two[case], one[case], TOLERANCE["ddp_2gpu"])
 
 
 @pytest.mark.multigpu(gpus=2)

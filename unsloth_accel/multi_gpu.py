@@ -90,7 +90,8 @@ def disable_multi_gpu() -> None:
     """Restores what `enable_multi_gpu` replaced, and what was mended for loading when a trainer class was imported."""
     if _active is not None:
         _active.disable()
-    undo_loading_fixes()
+    else:
+        undo_loading_fixes()
 
 
 def get_multi_gpu_status() -> MultiGPUStatus:

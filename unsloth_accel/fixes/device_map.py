@@ -13,7 +13,7 @@ MODULE = "unsloth.models.loader"
 
 
 def probe(model: Any) -> Verdict:
-    """Unsloth pins "auto", "balanced" and "sequential" to the rank's GPU since 2026.9.7, but obeys a named device."""
+    """Unsloth pins "auto", "balanced" and "sequential" to the rank's GPU since 2026.9.6, but obeys a named device."""
     if "unsloth" in sys.modules and MODULE not in sys.modules:
         return Verdict(False, "Unsloth's CPU backend takes no device map")
     mode = sharded_by(model)

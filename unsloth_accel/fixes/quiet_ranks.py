@@ -1,4 +1,4 @@
-"""Lets Unsloth's modules print on rank 0 only."""
+"""Lets Unsloth print, and transformers show its progress bars, on rank 0 only."""
 
 import sys
 from typing import Any
