@@ -47,7 +47,8 @@ ARMS = {
     },
     "threads": {"default": {}, "share": {"SHARE_THREADS": "1"}},
     "flags": {"default": {}, "unread": {"UNREAD_FLAGS": "1"}},
-    "offload": {"default": {}, "stream": {"UNSLOTH_GC_OFFLOAD_BACKEND": "unsloth_stream"}},
+    # Left unset, the fix `activation_offload` would choose.
+    "offload": {name: {"UNSLOTH_GC_OFFLOAD_BACKEND": f"unsloth_{name}"} for name in ("default", "stream")},
     "compile": {"default": {}, "share": {"SHARE_COMPILE": "1"}, "one": ONE_WORKER},
 }
 LOADERS = {"offload": "FastModel"}  # which offloads in another way than what loads the others
@@ -134,8 +135,9 @@ def make_trainer(candidate, model, tokenizer, options, seed):
 
     quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": options.steps}
     numbers = {"learning_rate": 1e-5, "seed": 1, "optim": "adamw_torch", "bf16": on_gpu}
-    numbers |= {"per_device_train_batch_size": options.rows, "max_steps": options.steps, "max_length": options.seq}
-    count = options.steps * options.rows * int(os.environ.get("WORLD_SIZE", "1"))
+    numbers |= {"per_device_train_batch_size": options.rows, "gradient_accumulation_steps": 2}
+    numbers |= {"max_steps": options.steps, "max_length": options.seq}
+    count = 2 * options.steps * options.rows * int(os.environ.get("WORLD_SIZE", "1"))
     count, words = (options.tokenise_rows, 100) if prepares else (count, options.seq + 8)
     draw = random.Random(seed if prepares else 1)  # new rows, because `datasets` remembers what it has prepared
     trainer = Measured(
@@ -214,6 +216,7 @@ def rank_main(options):
         result |= {"compile_processes": max(seen)} if options.arm else {}
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         key = {"candidate": candidate, "round": number, "arm": arm, "gpu": gpu, "torch": torch.__version__}
+        key |= {"model": Path(options.model).name, "compiled": os.environ.get("UNSLOTH_COMPILE_DISABLE") != "1"}
         if number >= 0:
             with (options.folder / f"{os.environ.get('RANK', '0')}.jsonl").open("a") as out:
                 out.write(json.dumps(key | result) + "\n")

@@ -55,7 +55,7 @@ def matrix() -> str:
                     run["accumulation"],
                     " ".join(special),
                     _last(reference),
-                    _last(run) + ("*" if "earlier_run" in run else ""),
+                    _last(run),
                     f"{_difference(run, reference):.0e}",
                     "" if without_us is None else _last(without_us),
                 ]
@@ -84,11 +84,23 @@ def model_families() -> str:
     return _table(head, rows)
 
 
+def other_trainers() -> str:
+    """The last loss of each trainer on one GPU and on two, and the largest relative difference of losses and norms."""
+    results = _read("other_trainers_2x_h100")
+    one = {run["case"]: run for run in results if run["world_size"] == 1}
+    rows = []
+    for run in results:
+        reference = one.get(run["case"].partition("/")[0])
+        if run["world_size"] == 2 and reference is not None:  # what is sampled has none
+            rows.append([run["case"], _last(reference), _last(run), f"{_difference(run, reference):.0e}"])
+    return _table("| case | 1 GPU | 2 GPUs | largest difference |", rows)
+
+
 def host_costs() -> str:
     """What each setting costs, one value for each round."""
     runs = _read("host_costs_2x_h100")
     figures = {"prepare_s": "seconds to prepare", "first_step_s": "seconds to the first step", "step_ms": "ms/step"}
-    figures |= {"read_ms": "ms of it reading flags", "cpu_s": "CPU seconds"}
+    figures |= {"read_ms": "ms of it reading flags", "cpu_s": "CPU seconds", "peak_gib": "peak GiB"}
     rows = []
     for name, arm in dict.fromkeys((run["candidate"], run["arm"]) for run in runs):
         rounds = [run for run in runs if (run["candidate"], run["arm"]) == (name, arm)]
@@ -112,4 +124,4 @@ def _difference(run: dict, reference: dict) -> float:
 
 
 if __name__ == "__main__":
-    print(step_times(), matrix(), model_families(), host_costs(), sep="\n\n")
+    print(step_times(), matrix(), model_families(), other_trainers(), host_costs(), sep="\n\n")

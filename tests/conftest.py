@@ -107,6 +107,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def result_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a test of GPUs writes its result files; GPU_RESULTS names a folder that keeps them."""
+    if "GPU_RESULTS" not in os.environ:
+        return tmp_path_factory.mktemp("results")
+    folder = Path(os.environ["GPU_RESULTS"]).absolute()
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def full_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system too small for what is written to it; the folder is missing where this user may not mount one."""
     with _mounted(tmp_path_factory.mktemp("disk") / "small", "size=128k") as folder:

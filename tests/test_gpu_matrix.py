@@ -1,7 +1,6 @@
 """What plain Unsloth cannot train on 2 GPUs and this package can, with real kernels (docs/gradient_sync.md)."""
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,10 +32,8 @@ pytestmark = [pytest.mark.multigpu(gpus=2), pytest.mark.timeout(580)]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, tiny_model):
+def results(result_folder, tiny_model):
     """The cases on one GPU and, accelerated and plain, on two; at the same time, for they are small."""
-    # MATRIX_OUT keeps the result files.
-    folder = Path(os.environ.get("MATRIX_OUT", "") or tmp_path_factory.mktemp("matrix"))
     runs = {
         "one": (1, [f"{case},trainer=plain" for case in CASES]),
         "two": (2, [*CASES, *OVERLAPPED]),
@@ -47,7 +44,7 @@ def results(tmp_path_factory, tiny_model):
         num_processes, cases = runs[name]
         # Last, because after one `full_finetuning=True` Unsloth's `get_peft_model` does nothing in that process.
         cases = sorted(cases, key=lambda case: "kind=full" in case)
-        config, out = ("single" if num_processes == 1 else "ddp_2gpu"), folder / f"{name}.jsonl"
+        config, out = ("single" if num_processes == 1 else "ddp_2gpu"), result_folder / f"{name}.jsonl"
         env = {"UNSLOTH_DATASET_NUM_PROC": "1"}
         launch(WORKER, tiny_model, out, *cases, num_processes=None, config=config, env=env, timeout=560)
         return {result["case"]: result for result in map(json.loads, out.read_text().splitlines())}

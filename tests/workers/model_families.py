@@ -338,6 +338,16 @@ def reentrancy(module):
     return f"{getattr(function, 'func', function).__name__} {getattr(function, 'keywords', '')}"
 
 
+def prefetched():
+    """How many activations have come back from the host a layer ahead, in this process."""
+    if not ON_GPU:
+        return 0
+    from unsloth_zoo import gradient_checkpointing
+
+    offloader = gradient_checkpointing.NONREENTRANT_OFFLOADER
+    return offloader.stats["prefetch_hits"] if offloader else 0
+
+
 def of_all_ranks(value):
     if WORLD_SIZE == 1:
         return [value]
@@ -349,6 +359,7 @@ def of_all_ranks(value):
 def train(case, folder, out):
     trainer = (unsloth_trainer if ON_GPU else stock_trainer)(case, folder, out.with_suffix(".run"))
     used = [] if ON_GPU else count_experts(trainer.model)
+    prefetched_before = prefetched()
     trainer.train()
     trained = [p.detach().float().reshape(-1) for p in trainer.model.parameters() if p.requires_grad]
     weights = torch.cat(trained).cpu()
@@ -362,6 +373,7 @@ def train(case, folder, out):
         "experts": of_all_ranks(used),
         "choice": str(vars(trainer).get("_gradient_sync")),
         "mixed_precision": trainer.accelerator.mixed_precision,
+        "prefetched": prefetched() - prefetched_before,
         "reentrant": sorted({reentrancy(module) for module in trainer.model.modules()} - {""}),
         "find_unused_parameters": getattr(ddp, "find_unused_parameters", None),
     }

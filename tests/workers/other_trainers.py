@@ -311,7 +311,7 @@ def main() -> None:
     for case in cases:
         if case == "fail":
             fail(path, Path(out).with_suffix(".run"))
-        result = {"case": case}
+        result = {"case": case, "world_size": WORLD_SIZE}
         try:
             result |= train(path, case, Path(out).with_suffix(".run"))
         except Exception as error:  # each case reports for itself; the test judges

@@ -10,6 +10,7 @@ from typing import Any
 from ..announce import detail
 from ..rank_first import several_ranks
 from . import (
+    activation_offload,
     device_map,
     frozen_weights,
     main_process_first,
@@ -37,6 +38,7 @@ FIXES: tuple[Fix, ...] = (
     resume_on_cpu.FIX,
     frozen_weights.FIX,
     packed_attention.FIX,
+    activation_offload.FIX,
 )
 
 # How many handles hold each fix. A patch of the process is made once and taken back with the last of them, so that

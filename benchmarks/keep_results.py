@@ -1,0 +1,49 @@
+"""Keeps what the docs show of the results that the tests of GPUs wrote: `python benchmarks/keep_results.py FOLDER`.
+
+    export GPU_RESULTS=FOLDER
+    pytest -m multigpu tests/test_gpu_matrix.py tests/test_model_families.py tests/test_other_trainers.py
+
+Writes benchmarks/results/*_2x_h100.jsonl, a line for each case: without the weights and what else only the tests
+compare, and of an error its first sentence.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+RESULTS = Path(__file__).parent / "results"
+# For each result file: the files of the tests, and the keys that stay besides `loss` and `grad_norm` of each step.
+KEPT = {
+    "matrix": (
+        ["one", "two", "plain"],
+        "case world_size kind checkpointing accumulation sync hook device_map trainer between_ranks",
+    ),
+    "model_families": (
+        ["*-one", "*-auto", "*-overlapped", "*-plain"],
+        "case world_size family kind sync trainer checkpointing between_ranks choice find_unused_parameters "
+        "prefetched",
+    ),
+    "other_trainers": (["single", "ddp_2gpu"], "case world_size class ranks_agree moved"),
+}
+
+
+def main(folder: Path) -> None:
+    for name, (patterns, keys) in KEPT.items():
+        runs = []
+        for file in (file for pattern in patterns for file in sorted(folder.glob(f"{pattern}.jsonl"))):
+            for result in map(json.loads, file.read_text().splitlines()):
+                kept = {key: result[key] for key in keys.split() if key in result}
+                if "error" in result:
+                    kept["error"] = result["error"].partition(". ")[0]
+                else:
+                    kept |= {key: [entry[key] for entry in result["logs"]] for key in ("loss", "grad_norm")}
+                runs.append(kept)
+        if runs:
+            lines = "".join(json.dumps(run) + "\n" for run in runs)
+            (RESULTS / f"{name}_2x_h100.jsonl").write_text(lines)
+            print(f"{name}: {len(runs)} results")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
