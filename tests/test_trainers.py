@@ -90,6 +90,11 @@ def test_bad_arguments_are_refused_before_training(after):
     refused = ["ConfigurationError", "`per_device_train_batch_size` must be at least 1, got 0."]
     assert found["batch 0"] == refused
     assert found["batch 0 of no model"] == refused, "before anything is loaded or prepared"
+    for kind, text in found["rewards"]:
+        assert kind == "ConfigurationError"
+        assert text.startswith(
+            "`model` must give one reward for each row, got a language model (PeftModelForCausalLM)."
+        )
     kind, text = found["unknown argument"]
     assert (kind, text.split("()")[1]) == ("TypeError", " got an unexpected keyword argument 'plugins'")
 

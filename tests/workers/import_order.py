@@ -107,6 +107,9 @@ def main():
         )
         nothing = trl.SFTConfig(f"{OUT}.run", per_device_train_batch_size=0, report_to="none")
         result["batch 0 of no model"] = message(UnslothAcceleratedSFTTrainer, None, nothing)
+        rewards = accelerated(trl.RewardTrainer)
+        config = trl.RewardConfig(f"{OUT}.run", report_to="none")
+        result["rewards"] = [message(rewards, model, config), message(rewards, model=model, args=config)]
         result["unknown argument"] = message(UnslothAcceleratedSFTTrainer, model=model, plugins=None)
     for key, kind in kinds.items():
         made = trainer(kind, *build())

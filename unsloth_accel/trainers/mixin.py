@@ -65,7 +65,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
             of the step before, `peak_memory_gib`.
 
     Raises:
-        ConfigurationError: If the batch size is below 1 or the model is split over several GPUs.
+        ConfigurationError: If the batch size is below 1, the model is split over several GPUs, or a trainer of rewards
+            is given a language model.
     """
 
     # Whether nothing is gathered inside a micro-batch. Where something is, as in TRL's trainers their metrics, the
@@ -89,6 +90,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         self._step_reduction: StepReduction | None = None
         self._step_tokens: Tensor | float = 0
         _check_arguments(args[1] if len(args) > 1 else kwargs.get("args"))
+        _check_gives_rewards(type(self), args[0] if args else kwargs.get("model"))
         with apply_fixes():  # while the data are prepared; what concerns the model follows
             super().__init__(*args, **kwargs)
         check_ranks_train_together(self.accelerator)
@@ -227,6 +229,19 @@ def _check_arguments(arguments: "TrainingArguments | None") -> None:
     if arguments is not None and arguments.per_device_train_batch_size < 1:
         raise ConfigurationError(
             f"`per_device_train_batch_size` must be at least 1, got {arguments.per_device_train_batch_size}."
+        )
+
+
+def _check_gives_rewards(trainer_class: type, model: Any) -> None:
+    """TRL trains a language model's logits as if they were rewards, and says nothing."""
+    if not any(cls.__name__.endswith("RewardTrainer") for cls in trainer_class.__mro__):
+        return
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if getattr(head, "out_features", 1) > 1:
+        raise ConfigurationError(
+            f"`model` must give one reward for each row, got a language model ({type(model).__name__}). Load it with "
+            "`FastLanguageModel.from_pretrained(..., num_labels=1)`; without a GPU, where Unsloth ignores that, with "
+            "`AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)`."
         )
 
 
