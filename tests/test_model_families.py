@@ -153,7 +153,7 @@ def test_two_gpus_follow_one(on_gpus, case, sync):
 
 @pytest.mark.multigpu(gpus=2)
 @pytest.mark.timeout(590)
-@pytest.mark.parametrize("family", [*TOWERS, *EXPERTS])
+@pytest.mark.parametrize("family", [*TOWERS, *EXPERTS, "gemma3n"])
 def test_activations_come_back_from_the_host_ahead(on_gpus, family):
     """The fix `activation_offload`; where a trajectory was followed above, it was followed with it."""
     for kind, sync in product(("lora", "full"), SYNCS):
