@@ -4,13 +4,12 @@
     python benchmarks/host_costs.py --model 3b --only tokenise threads flags offload
     python benchmarks/host_costs.py --model 3b --only compile
 
-An arm is a set of environment variables. What Unsloth reads at import takes fresh processes with cold compile caches
-(`compile`: a launch for each arm and round). The other arms alternate within one launch, without compiling, and begin
-with the same weights, so their losses must agree. `first_step_s` counts from the launch, or from the making of the
-trainer where launches are shared; `fetch_ms` is the host's time for a step's batches and `read_ms` the part of it that
-waits in Unsloth for two flags from the GPU. A RESULT line for each candidate, arm and round has the seconds,
-milliseconds and GiB of the worst rank, and the CPU seconds and compile processes of all ranks; a SUMMARY line the
-median ratios to the default.
+An arm is a set of environment variables. `compile` takes a launch of its own for each round, with cold compile caches.
+The other arms alternate within one launch, without compiling, and begin with the same weights, so their losses must
+agree. `first_step_s` counts from the launch, or from the making of the trainer where launches are shared; `fetch_ms`
+is the host's time for a step's batches and `read_ms` the part of it that waits in Unsloth for two flags from the GPU.
+A RESULT line for each candidate, arm and round has the seconds, milliseconds and GiB of the worst rank, and the CPU
+seconds and compile processes of all ranks; a SUMMARY line the median ratios to the default.
 """
 
 import argparse
@@ -36,8 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORES = len(os.sched_getaffinity(0))
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WORDS = ["alpha", "beta", "gamma", "the", "a", "of", "tensor", "rank", "gradient", "batch", "loss", "model"]
-ONE_WORKER = {"UNSLOTH_FORCE_SINGLE_COMPILE_WORKER": "1"}
-# SHARE_COMPILE, SHARE_THREADS and UNREAD_FLAGS are this script's own: cores / ranks; flags not read back from the GPU.
+# SHARE_THREADS and UNREAD_FLAGS are this script's own: cores / ranks; flags not read back from the GPU.
 IN_PROCESS = {"UNSLOTH_DATASET_NUM_PROC": "0"}
 ARMS = {
     "tokenise": {
@@ -49,7 +47,7 @@ ARMS = {
     "flags": {"default": {}, "unread": {"UNREAD_FLAGS": "1"}},
     # Left unset, the fix `activation_offload` would choose.
     "offload": {name: {"UNSLOTH_GC_OFFLOAD_BACKEND": f"unsloth_{name}"} for name in ("default", "stream")},
-    "compile": {"default": {}, "share": {"SHARE_COMPILE": "1"}, "one": ONE_WORKER},
+    "compile": {"default": {}},  # no worker is started, so there is no number of them to try
 }
 LOADERS = {"offload": "FastModel"}  # which offloads in another way than what loads the others
 SUMMED = ("cpu_s", "compile_processes")
@@ -184,13 +182,8 @@ def rank_main(options):
     seen = []
     threading.Thread(target=watch_compile_processes, args=(seen,), daemon=True).start()
     share = max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    cpus = share if "SHARE_COMPILE" in os.environ else os.cpu_count()
-    with mock.patch.object(os, "cpu_count", return_value=cpus):  # Unsloth asks once, while it is imported
-        from unsloth_accel import UnslothAcceleratedSFTTrainer  # noqa: F401
+    from unsloth_accel import UnslothAcceleratedSFTTrainer  # noqa: F401  # isort: skip
     import torch
-
-    if "SHARE_COMPILE" in os.environ:
-        torch._inductor.config.compile_threads = cpus
     from unsloth_zoo import gradient_checkpointing as checkpointing
 
     model, tokenizer = build(LOADERS.get(options.only[0], "FastLanguageModel"), options)
