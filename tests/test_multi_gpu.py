@@ -23,7 +23,7 @@ def test_the_config_says_what_is_wrong():
         ({"batch_size_per_gpu": True}, "`batch_size_per_gpu` must be a positive integer"),
         ({"ddp_backend": "mpi"}, "`ddp_backend` must be one of 'nccl', 'gloo', got 'mpi'"),
         ({"debug": "yes"}, "`debug` must be true or false"),
-        ({"enable_memory_optimization": True}, "nothing behind it yet"),
+        ({"enable_memory_optimization": "much"}, "`enable_memory_optimization` must be true or false"),
         ({"batch_size_per_cpu": 2}, "Did you mean `batch_size_per_gpu`?"),
     ]
     for values, message in cases:
@@ -111,6 +111,7 @@ def test_every_name_becomes_the_accelerated_trainer_and_back(tiny_model, tmp_pat
     decided = {decision["name"]: decision["value"] for decision in status["decisions"]}
     assert decided["per_device_train_batch_size"] == "2"
     assert decided["gradient_checkpointing"] == "False"
+    assert decided["torch_empty_cache_steps"] == "1"
     assert decided["gradient_sync"] == "deferred"
     assert "per_device_train_batch_size = 2: set by enable_multi_gpu, the script said 1" in result["printed"]
     world, backend, no_arguments = result["errors"]

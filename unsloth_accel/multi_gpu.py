@@ -46,7 +46,7 @@ def enable_multi_gpu(
         num_gpus (`int`, *optional*): See [`MultiGPUConfig`], as for the others.
         batch_size_per_gpu (`int`, *optional*): Replaces `per_device_train_batch_size`.
         ddp_backend (`str`, *optional*): `"nccl"` or `"gloo"`; checked against the process group.
-        enable_memory_optimization (`bool`, *optional*): Only `False`.
+        enable_memory_optimization (`bool`, *optional*): Replaces `torch_empty_cache_steps`.
         enable_gradient_checkpointing (`bool`, *optional*): Replaces `gradient_checkpointing`.
         find_unused_parameters (`bool`, *optional*): For DDP's own reducer.
         debug (`bool`, *optional*): Logs more, and checks every collective.
@@ -184,11 +184,14 @@ class MultiGPUHandle:
 
     def _put_into(self, arguments: Any, model: Any) -> Any:
         """A copy of the script's TrainingArguments with the settings in it."""
-        wanted = {
-            "per_device_train_batch_size": self.config.batch_size_per_gpu,
-            "gradient_checkpointing": self.config.enable_gradient_checkpointing,
-        }
-        wanted = {name: value for name, value in wanted.items() if value is not None}
+        config = self.config
+        wanted: dict[str, Any] = {}
+        if config.batch_size_per_gpu is not None:
+            wanted["per_device_train_batch_size"] = config.batch_size_per_gpu
+        if config.enable_gradient_checkpointing is not None:
+            wanted["gradient_checkpointing"] = config.enable_gradient_checkpointing
+        if config.enable_memory_optimization is not None:
+            wanted["torch_empty_cache_steps"] = 1 if config.enable_memory_optimization else None
         if not wanted:
             return arguments
         if arguments is None:
@@ -200,8 +203,8 @@ class MultiGPUHandle:
         for name, value in wanted.items():
             self._note(name, value, getattr(arguments, name))
             setattr(arguments, name, value)
-        if self.config.enable_gradient_checkpointing is not None and model is not None:
-            set_checkpointing(model, self.config.enable_gradient_checkpointing)
+        if config.enable_gradient_checkpointing is not None and model is not None:
+            set_checkpointing(model, config.enable_gradient_checkpointing)
         return arguments
 
     def _note(self, name: str, value: object, before: object) -> None:

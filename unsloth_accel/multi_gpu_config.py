@@ -35,8 +35,8 @@ class MultiGPUConfig:
             `"nccl"` (GPUs) or `"gloo"` (CPU). `launch_ddp_training` launches the config `ddp` or `cpu_gloo` with it; a
             process group that already runs on another backend is an error when the trainer is built.
         enable_memory_optimization (`bool`, *optional*):
-            `False` says what is so anyway: memory is left to Unsloth. `True` is refused, because this package has no
-            memory optimisation behind it yet.
+            Replaces `torch_empty_cache_steps` of the script's TrainingArguments. `True` (1) gives back what is free in
+            torch's cache after each forward: lower peaks, up to 10 % slower. `False` (`None`) never does.
         enable_gradient_checkpointing (`bool`, *optional*):
             Replaces `gradient_checkpointing` of the script's TrainingArguments, and what the model was set up with.
         find_unused_parameters (`bool`, *optional*):
@@ -76,11 +76,6 @@ class MultiGPUConfig:
         self.enable_gradient_checkpointing = read_boolean(self, "enable_gradient_checkpointing")
         self.find_unused_parameters = read_boolean(self, "find_unused_parameters")
         self.debug = read_boolean(self, "debug")
-        if self.enable_memory_optimization:
-            raise ConfigurationError(
-                "`enable_memory_optimization=True` has nothing behind it yet. To save memory, set "
-                "`enable_gradient_checkpointing=True` or a smaller `batch_size_per_gpu`, or load the model in 4 bit."
-            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MultiGPUConfig":

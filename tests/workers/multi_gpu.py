@@ -120,7 +120,7 @@ def main() -> None:
         num_gpus=2,
         batch_size_per_gpu=2,
         ddp_backend="gloo",
-        enable_memory_optimization=False,
+        enable_memory_optimization=True,
         enable_gradient_checkpointing=False,
         find_unused_parameters=False,
         debug=True,
@@ -133,6 +133,7 @@ def main() -> None:
         positional = Early(model, script_arguments, train_dataset=rows, processing_class=tokenizer)
         assert positional.args.per_device_train_batch_size == 2
         assert trainer.args.per_device_train_batch_size == 2
+        assert trainer.args.torch_empty_cache_steps == 1
         assert script_arguments.per_device_train_batch_size == 1, "the script's own object was changed"
         assert trainer.plugin.find_unused_parameters is False
         assert not trainer.args.gradient_checkpointing
@@ -152,6 +153,11 @@ def main() -> None:
     assert_restored(model, before)
     assert not isinstance(Early(args=script_arguments, **common), UnslothAcceleratedTrainerMixin)
     assert not isinstance(Derived(args=script_arguments, note="", **common), UnslothAcceleratedTrainerMixin)
+
+    with enable_multi_gpu(enable_memory_optimization=False):
+        script_arguments.torch_empty_cache_steps = 250
+        assert Early(args=script_arguments, **common).args.torch_empty_cache_steps is None
+    assert_restored(model, before)
 
     errors = [refused(enable_multi_gpu, num_gpus=3)]
     assert_restored(model, before)
