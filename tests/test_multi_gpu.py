@@ -92,7 +92,8 @@ def test_the_unchanged_script_trains_as_the_explicit_form(config, tolerance, tin
     assert "unsloth_accel" not in UNCHANGED.read_text().split('"""')[2]
     assert len(logs[0]) == len(logs[1]) == 4
     for mine, explicit in zip(*logs, strict=True):
-        assert mine.get("num_tokens") == explicit.get("num_tokens")  # Unsloth's loss on a GPU does not count them
+        if config == "cpu_gloo":  # Unsloth's loss on a GPU does not count them
+            assert float(mine["num_tokens"]) == float(explicit["num_tokens"])
         assert float(mine["loss"]) == pytest.approx(float(explicit["loss"]), abs=tolerance)
         assert float(mine["grad_norm"]) == pytest.approx(float(explicit["grad_norm"]), abs=tolerance)
 
