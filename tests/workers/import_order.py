@@ -17,6 +17,7 @@ early = first.SFTTrainer if FIRST == "trl" else None
 from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratedTrainerMixin, accelerated  # isort: skip
 import trl
 from datasets import Dataset
+from failure import failure
 from transformers import Trainer
 from unsloth import FastLanguageModel
 
@@ -37,14 +38,6 @@ def trainer(kind, model, tokenizer, **arguments):
     )
     rows = Dataset.from_dict({"text": [f"Row {index} of the data" for index in range(8)]})
     return kind(model=model, processing_class=tokenizer, args=config, train_dataset=rows)
-
-
-def message(function, *arguments, **options):
-    try:
-        function(*arguments, **options)
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-    return None
 
 
 def signatures(ours, theirs):
@@ -81,7 +74,7 @@ def wrapping():
         "name": dpo.__name__,
         "again": accelerated(dpo) is dpo,
         "takes plugin": "plugin" in inspect.signature(dpo).parameters,
-        "refused": [message(accelerated, what) for what in (int, "SFTTrainer", trl.DPOConfig)],
+        "refused": [failure(accelerated, what) for what in (int, "SFTTrainer", trl.DPOConfig)],
     }
 
 
@@ -102,15 +95,15 @@ def main():
     if FIRST == "unsloth_accel":
         result |= {"relied on": relied_on(), "wrapping": wrapping()}
         result["signatures"] = signatures(UnslothAcceleratedSFTTrainer, trl.SFTTrainer)
-        result["batch 0"] = message(
+        result["batch 0"] = failure(
             trainer, UnslothAcceleratedSFTTrainer, model, tokenizer, per_device_train_batch_size=0
         )
         nothing = trl.SFTConfig(f"{OUT}.run", per_device_train_batch_size=0, report_to="none")
-        result["batch 0 of no model"] = message(UnslothAcceleratedSFTTrainer, None, nothing)
+        result["batch 0 of no model"] = failure(UnslothAcceleratedSFTTrainer, None, nothing)
         rewards = accelerated(trl.RewardTrainer)
         config = trl.RewardConfig(f"{OUT}.run", report_to="none")
-        result["rewards"] = [message(rewards, model, config), message(rewards, model=model, args=config)]
-        result["unknown argument"] = message(UnslothAcceleratedSFTTrainer, model=model, plugins=None)
+        result["rewards"] = [failure(rewards, model, config), failure(rewards, model=model, args=config)]
+        result["unknown argument"] = failure(UnslothAcceleratedSFTTrainer, model=model, plugins=None)
     for key, kind in kinds.items():
         made = trainer(kind, *build())
         made.train()

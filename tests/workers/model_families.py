@@ -8,24 +8,20 @@ in FOLDER and trains it with its generated trainer. On the CPU, where Unsloth's 
 models are those of transformers and so is the trainer, with our mixin in front; FOLDER is not used.
 """
 
-import gc
-import json
 import os
 import random
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from cases import COMPARABLE, ON_GPU, WORLD_SIZE, between_ranks, of_all_ranks, report, steps_logged
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 GLOBAL_BATCH, STEPS = 4, 4
-WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
-ON_GPU = torch.cuda.is_available()
 CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
 MAX_LENGTH = 512  # below, Unsloth takes "unsloth" for True
 WORDS = ["rank", "rows", "gradient", "tokens", "step", "weights"]
@@ -215,18 +211,10 @@ def training_arguments(case, config_class, folder, **options):
         gradient_accumulation_steps=GLOBAL_BATCH // 2 // WORLD_SIZE,
         train_sampling_strategy="sequential",
         max_steps=STEPS,
-        learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        optim="adamw_torch",
-        logging_steps=1,
-        report_to="none",
-        seed=1,
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=not ON_GPU,
         gradient_checkpointing=case.checkpointing != "false",
         remove_unused_columns=False,
         ddp_timeout=120,  # where plain DDP waits for a gradient that a rank will not have
+        **COMPARABLE,
         **options,
     )
 
@@ -348,14 +336,6 @@ def prefetched():
     return offloader.stats["prefetch_hits"] if offloader else 0
 
 
-def of_all_ranks(value):
-    if WORLD_SIZE == 1:
-        return [value]
-    every = [None] * WORLD_SIZE
-    dist.all_gather_object(every, value)
-    return every
-
-
 def train(case, folder, out):
     trainer = (unsloth_trainer if ON_GPU else stock_trainer)(case, folder, out.with_suffix(".run"))
     used = [] if ON_GPU else count_experts(trainer.model)
@@ -363,13 +343,12 @@ def train(case, folder, out):
     trainer.train()
     trained = [p.detach().float().reshape(-1) for p in trainer.model.parameters() if p.requires_grad]
     weights = torch.cat(trained).cpu()
-    everyone = of_all_ranks(weights)
     ddp = trainer.model_wrapped
     return {
-        "logs": [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry],
+        "logs": steps_logged(trainer),
         "numel": weights.numel(),
         "weights": weights[:: max(1, weights.numel() // 1000)].tolist(),
-        "between_ranks": max((weights - other).abs().max().item() for other in everyone),
+        "between_ranks": between_ranks(weights),
         "experts": of_all_ranks(used),
         "choice": str(vars(trainer).get("_gradient_sync")),
         "mixed_precision": trainer.accelerator.mixed_precision,
@@ -379,26 +358,14 @@ def train(case, folder, out):
     }
 
 
-def run(case, folder, out):
-    result = {"world_size": WORLD_SIZE, **asdict(case)}
-    try:
-        return result | train(case, folder, out)
-    except Exception as error:  # each case reports for itself; the test judges
-        return result | {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc()}
-
-
 def main() -> None:
     folder, out, *cases = sys.argv[1:]
     if folder == "save":
         save(Path(out))
     for text in cases:
         case = Case(**dict(pair.split("=") for pair in text.split(",")))
-        result = {"case": text, **run(case, Path(folder), Path(out))}
-        if RANK == "0":
-            with Path(out).open("a") as file:
-                file.write(json.dumps(result) + "\n")
-        gc.collect()
-        torch.cuda.empty_cache()
+        result = {"case": text, "world_size": WORLD_SIZE, **asdict(case)}
+        report(Path(out), result, partial(train, case, Path(folder), Path(out)))
 
 
 if __name__ == "__main__":

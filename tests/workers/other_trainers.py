@@ -8,12 +8,10 @@ models of transformers.
 A CASE is a name of `CASES`, and may end in `/2` for two micro-batches per step; or it is `fail`, which ends the job.
 """
 
-import gc
-import json
 import os
 import random
 import sys
-import traceback
+from functools import partial
 from pathlib import Path
 
 
@@ -26,9 +24,9 @@ if GENERATED:
 from unsloth_accel import accelerated  # isort: skip
 import counting_tokenizer
 import torch
-import torch.distributed as dist
 import trl
 import unsloth
+from cases import COMPARABLE, ON_GPU, RANK, WORLD_SIZE, of_all_ranks, report, steps_logged
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -42,8 +40,6 @@ from transformers import (
 
 GLOBAL_BATCH, STEPS, GENERATIONS = 8, 4, 8
 WORDS = ["rank", "rows", "gradient", "tokens", "step", "weights"]
-WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-ON_GPU = torch.cuda.is_available()
 
 
 def of(trainer_class):
@@ -57,19 +53,10 @@ def arguments(config_class, folder, accumulation, **more):
         "per_device_train_batch_size": GLOBAL_BATCH // WORLD_SIZE // accumulation,
         "gradient_accumulation_steps": accumulation,
         "max_steps": STEPS,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "optim": "adamw_torch",
-        "logging_steps": 1,
-        "report_to": "none",
-        "seed": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "use_cpu": not ON_GPU,
         "gradient_checkpointing": False,
         "bf16": False,
     }
-    return config_class(output_dir=str(folder), **options | more)
+    return config_class(output_dir=str(folder), **COMPARABLE | options | more)
 
 
 LORA = {
@@ -273,14 +260,6 @@ def fail(path, folder):
     of(Failing)(model=model, args=args, train_dataset=pairs(), processing_class=tokenizer).train()
 
 
-def on_all_ranks(value):
-    if WORLD_SIZE == 1:
-        return [value]
-    every = [None] * WORLD_SIZE
-    dist.all_gather_object(every, value)
-    return every
-
-
 def train(path, case, folder):
     name, _, accumulation = case.partition("/")
     counting_tokenizer.rows = 0
@@ -290,17 +269,16 @@ def train(path, case, folder):
     before = torch.cat([p.detach().cpu().reshape(-1) for p in trained])
     trainer.train()
     weights = torch.cat([p.detach().cpu().reshape(-1) for p in trained])
-    every_rank = on_all_ranks(weights.tolist())
-    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    every_rank = of_all_ranks(weights.tolist())
     return {
         "class": type(trainer).__name__,
-        "logs": [{k: float(v) for k, v in entry.items()} for entry in logs],
+        "logs": steps_logged(trainer),
         "weights": weights.tolist(),
         "moved": (weights - before).abs().max().item(),
         "ranks_agree": all(rank == every_rank[0] for rank in every_rank),
         "learning_rates": sorted({group["lr"] for group in trainer.optimizer.param_groups}),
-        "tokenised": on_all_ranks(tokenised),
-        "rewards": on_all_ranks(getattr(trainer, "rewards_of_this_rank", [])),
+        "tokenised": of_all_ranks(tokenised),
+        "rewards": of_all_ranks(getattr(trainer, "rewards_of_this_rank", [])),
         "rank_rows": getattr(trainer, "rank_rows", []),
         "has_reference_model": getattr(trainer, "ref_model", None) is not None,
     }
@@ -312,14 +290,7 @@ def main() -> None:
         if case == "fail":
             fail(path, Path(out).with_suffix(".run"))
         result = {"case": case, "world_size": WORLD_SIZE}
-        try:
-            result |= train(path, case, Path(out).with_suffix(".run"))
-        except Exception as error:  # each case reports for itself; the test judges
-            result |= {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc()}
-        if RANK == 0:
-            with Path(out).open("a") as file:
-                file.write(json.dumps(result) + "\n")
-        gc.collect()
+        report(Path(out), result, partial(train, path, case, Path(out).with_suffix(".run")))
 
 
 if __name__ == "__main__":

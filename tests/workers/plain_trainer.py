@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from failure import failure
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -112,14 +113,6 @@ def trained_apart():
         return failure(make, use_cpu=False)
     finally:
         os.environ["ACCELERATE_USE_CPU"] = on_cpu
-
-
-def failure(function, *arguments, **options):
-    try:
-        function(*arguments, **options)
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-    return None
 
 
 def main():

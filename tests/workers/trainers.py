@@ -16,6 +16,7 @@ from unsloth_accel import PeerError, UnslothAcceleratedSFTTrainer  # isort: skip
 import torch
 import torch.distributed as dist
 from datasets import Dataset
+from failure import failure
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from trl import SFTConfig, SFTTrainer
@@ -87,11 +88,7 @@ def logged(kind, build):
 
 
 def refusal(model, **arguments):
-    try:
-        make_trainer(UnslothAcceleratedSFTTrainer, model, **arguments)
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-    return None
+    return failure(make_trainer, UnslothAcceleratedSFTTrainer, model, **arguments)
 
 
 def split():

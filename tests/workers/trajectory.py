@@ -6,19 +6,16 @@ A CASE is `key=value,...`; the keys and their defaults are the fields of `Case`.
 generated trainer run, on the CPU its CPU backend.
 """
 
-import gc
-import json
-import os
 import random
 import sys
-import traceback
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 
 from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import torch
-import torch.distributed as dist
+from cases import COMPARABLE, ON_GPU, WORLD_SIZE, between_ranks, report, steps_logged
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
@@ -31,8 +28,6 @@ CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
 DTYPES = {"qlora": torch.bfloat16, "qlora_embed_head": torch.bfloat16, "fp16": torch.float16}
 GLOBAL_BATCH, STEPS = 8, 5
 MAX_LENGTH = 512  # below, Unsloth turns its own checkpointing into plain `True`
-WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
-ON_GPU = torch.cuda.is_available()
 
 
 @dataclass
@@ -114,19 +109,11 @@ def training_arguments(case, folder):
         per_device_train_batch_size=GLOBAL_BATCH // WORLD_SIZE // accumulation,
         gradient_accumulation_steps=accumulation,
         max_steps=STEPS,
-        learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        optim="adamw_torch",
-        logging_steps=1,
-        report_to="none",
         max_length=MAX_LENGTH,
-        seed=1,
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=not ON_GPU,
         gradient_checkpointing=case.checkpointing != "false",
         fp16=case.kind == "fp16",
         bf16=case.kind.startswith("qlora"),
+        **COMPARABLE,
     )
 
 
@@ -139,25 +126,17 @@ def make_trainer(case, model, tokenizer, folder, callbacks):
     return UnslothAcceleratedSFTTrainer(**common, plugin=plugin)
 
 
-def largest_difference_between_ranks(weights):
-    if WORLD_SIZE == 1:
-        return 0.0
-    every = [torch.empty_like(weights) for _ in range(WORLD_SIZE)]
-    dist.all_gather(every, weights)
-    return max((weights - other).abs().max().item() for other in every)
-
-
 def train(path, case, out):
     model, tokenizer = build(path, case)
     counter = CollectiveCount()
     callbacks = [counter] if case.count == "yes" else []
     trainer = make_trainer(case, model, tokenizer, out.with_suffix(".run"), callbacks)
     trainer.train()
-    weights = torch.cat([p.detach().float().reshape(-1) for p in model.parameters() if p.requires_grad])
+    weights = torch.cat([p.detach().float().reshape(-1) for p in model.parameters() if p.requires_grad]).cpu()
     return {
-        "logs": [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry],
+        "logs": steps_logged(trainer),
         "weights": weights.tolist() if not ON_GPU else [],
-        "between_ranks": largest_difference_between_ranks(weights),
+        "between_ranks": between_ranks(weights),
         "collectives": counter.steps,
         "rank_rows": getattr(trainer, "rank_rows", []),
     }
@@ -168,14 +147,7 @@ def main() -> None:
     for text in cases:
         case = Case(**dict(pair.split("=") for pair in text.split(",") if pair))
         result = {"case": text, "world_size": WORLD_SIZE, **asdict(case)}
-        try:
-            result |= train(path, case, Path(out))
-        except Exception as error:  # each case reports for itself; the test judges
-            result |= {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc()}
-        if RANK == "0":
-            with Path(out).open("a") as file:
-                file.write(json.dumps(result) + "\n")
-        gc.collect()
+        report(Path(out), result, partial(train, path, case, Path(out)))
 
 
 if __name__ == "__main__":

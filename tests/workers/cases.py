@@ -1,0 +1,55 @@
+"""What the workers share that train case after case, on one rank or several, and write a JSON line for each."""
+
+import gc
+import json
+import os
+import traceback
+
+import torch
+import torch.distributed as dist
+
+
+WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+ON_GPU = torch.cuda.is_available()
+# TrainingArguments under which runs can be compared step by step.
+COMPARABLE = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "optim": "adamw_torch",
+    "logging_steps": 1,
+    "report_to": "none",
+    "seed": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "use_cpu": not ON_GPU,
+}
+
+
+def of_all_ranks(value):
+    if WORLD_SIZE == 1:
+        return [value]
+    every = [None] * WORLD_SIZE
+    dist.all_gather_object(every, value)
+    return every
+
+
+def between_ranks(weights):
+    """The largest difference of any rank's weights, on the CPU, to this rank's."""
+    return max((weights - other).abs().max().item() for other in of_all_ranks(weights))
+
+
+def steps_logged(trainer):
+    return [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry]
+
+
+def report(out, result, train):
+    """Adds what `train()` returns to `result`, or its error, and adds that as a line to the file `out`, on rank 0."""
+    try:
+        result |= train()
+    except Exception as error:  # each case reports for itself; the test judges
+        result |= {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc()}
+    if RANK == 0:
+        with out.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+    gc.collect()
+    torch.cuda.empty_cache()
