@@ -152,7 +152,7 @@ def make_trainer(candidate, model, tokenizer, options, seed):
 def run(candidate, model, tokenizer, options, seed):
     import torch
 
-    began, spent = (options.began, 0) if options.arm else (time.time(), cpu_seconds())
+    began, spent = (options.began, 0) if candidate == "compile" else (time.time(), cpu_seconds())
     trainer = make_trainer(candidate, model, tokenizer, options, seed)
     if candidate == "tokenise":
         trainer.applied_fixes.undo()
@@ -189,8 +189,9 @@ def rank_main(options):
     model, tokenizer = build(LOADERS.get(options.only[0], "FastLanguageModel"), options)
     trained = [p for p in model.parameters() if p.requires_grad]
     weights, forward = [p.detach().cpu().clone() for p in trained], model.forward
-    plan = [(options.only[0], options.round, options.arm)]
-    if not options.arm:
+    compiles = options.only == ["compile"]
+    plan = [("compile", options.round, "default")]
+    if not compiles:
         plan = [(name, number, arm) for name in options.only for number in range(options.rounds) for arm in ARMS[name]]
         plan.insert(0, (options.only[-1], -1, "default"))  # to warm up
     for seed, (candidate, number, arm) in enumerate(plan, start=100):
@@ -198,7 +199,7 @@ def rank_main(options):
             parameter.data.copy_(value)
         checkpointing.NONREENTRANT_OFFLOADER = None  # made anew, from the environment, at the next forward
         with mock.patch.dict(os.environ, ARMS[candidate][arm]):
-            if not options.arm:  # the launcher set one thread
+            if not compiles:  # the launcher set one thread
                 torch.set_num_threads(share if "SHARE_THREADS" in os.environ else 1)
             result = run(candidate, model, tokenizer, options, seed)
         model.forward = forward  # Accelerate wraps it in autocast, anew in each run
@@ -206,7 +207,7 @@ def rank_main(options):
         torch.cuda.empty_cache()
         offloader = checkpointing.NONREENTRANT_OFFLOADER
         result |= {"offload": offloader.stats} if offloader else {}
-        result |= {"compile_processes": max(seen)} if options.arm else {}
+        result |= {"compile_processes": max(seen)} if compiles else {}
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         key = {"candidate": candidate, "round": number, "arm": arm, "gpu": gpu, "torch": torch.__version__}
         key |= {"model": Path(options.model).name, "compiled": os.environ.get("UNSLOTH_COMPILE_DISABLE") != "1"}
@@ -215,7 +216,7 @@ def rank_main(options):
                 out.write(json.dumps(key | result) + "\n")
 
 
-def launch(options, candidates, arm="", number=0):
+def launch(options, candidates, number=0):
     """Starts the ranks of one launch; prints and returns their results, and the error if it failed."""
     with tempfile.TemporaryDirectory(prefix="hc") as name:
         folder, ranks = Path(name), str(options.num_processes)
@@ -223,7 +224,7 @@ def launch(options, candidates, arm="", number=0):
         command += ["--multi_gpu"] if options.num_processes > 1 else []
         command += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no"]
         command += ["--dynamo_backend", "no", str(Path(__file__).resolve()), "--folder", name, "--only", *candidates]
-        command += ["--model", str(Path(options.model).resolve()), "--arm", arm, "--round", str(number)]
+        command += ["--model", str(Path(options.model).resolve()), "--round", str(number)]
         command += ["--began", str(time.time())]
         for key in ("rounds", "rows", "seq", "steps", "tokenise_rows"):
             command += [f"--{key}", str(getattr(options, key))]
@@ -234,11 +235,11 @@ def launch(options, candidates, arm="", number=0):
         env |= {"UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_MEGA_CACHE": "0", "HF_DATASETS_CACHE": f"{name}/data"}
         # Unsloth forgets TORCHINDUCTOR_CACHE_DIR at import; Inductor's default lies in TMPDIR.
         env |= {"TMPDIR": name, "TRITON_CACHE_DIR": f"{name}/triton", "UNSLOTH_COMPILE_LOCATION": f"{name}/compiled"}
-        env |= ARMS[candidates[0]][arm] if arm else {"UNSLOTH_COMPILE_DISABLE": "1"}
+        env |= {} if candidates == ["compile"] else {"UNSLOTH_COMPILE_DISABLE": "1"}
         error = wait(command, folder, env, options.timeout)
         lines = [file.read_text().splitlines() for file in sorted(folder.glob("*.jsonl"))]
     runs = [combine([json.loads(line) for line in of_ranks]) for of_ranks in zip(*lines, strict=False)]
-    runs += [{"candidate": " ".join(candidates), "round": number, "arm": arm, "error": error}] if error else []
+    runs += [{"candidate": " ".join(candidates), "round": number, "error": error}] if error else []
     for result in runs:
         print("RESULT " + json.dumps(result), flush=True)
     return runs
@@ -304,7 +305,7 @@ def main():
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--tokenise_rows", type=int, default=20_000)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for one launch")
-    for name, kind in (("--folder", Path), ("--arm", str), ("--round", int), ("--began", float)):
+    for name, kind in (("--folder", Path), ("--round", int), ("--began", float)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.folder:
@@ -315,8 +316,7 @@ def main():
     for candidates in [together, *([name] for name in LOADERS if name in options.only)]:
         runs += launch(options, candidates) if candidates else []
     for number in range(options.rounds if "compile" in options.only else 0):
-        for arm in ARMS["compile"]:
-            runs += launch(options, ["compile"], arm, number)
+        runs += launch(options, ["compile"], number)
     about = {"ranks": options.num_processes, "cores": CORES, "failed": sum("error" in r for r in runs)}
     print("SUMMARY " + json.dumps(about | {"model": options.model, "ratios": summary(runs)}))
 

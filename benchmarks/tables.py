@@ -16,6 +16,10 @@ def _table(head: str, rows: list[list[str]]) -> str:
     return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def _on_one_gpu(results: list[dict]) -> dict[str, dict]:
+    return {run["case"]: run for run in results if run["world_size"] == 1}
+
+
 def step_times() -> str:
     """Milliseconds of an optimizer step, each mode against plain Unsloth in the same process."""
     rows = []
@@ -38,7 +42,7 @@ def step_times() -> str:
 def matrix() -> str:
     """The last loss of each case on one GPU and on two, and the largest relative difference of losses and norms."""
     results = _read("matrix_2x_h100")
-    one = {run["case"]: run for run in results if run["world_size"] == 1}
+    one = _on_one_gpu(results)
     plain = {run["case"]: run for run in results if run["world_size"] == 2 and run["trainer"] == "plain"}
     rows = []
     for run in results:
@@ -67,7 +71,7 @@ def matrix() -> str:
 def model_families() -> str:
     """For each family the largest difference to one GPU without checkpointing, over all its cases on two."""
     results = _read("model_families_2x_h100")
-    one = {run["case"]: run for run in results if run["world_size"] == 1}
+    one = _on_one_gpu(results)
     rows = []
     for (family, kind), runs in groupby(sorted(results, key=_family), key=_family):
         two = [run for run in runs if run["world_size"] == 2]
@@ -87,7 +91,7 @@ def model_families() -> str:
 def other_trainers() -> str:
     """The last loss of each trainer on one GPU and on two, and the largest relative difference of losses and norms."""
     results = _read("other_trainers_2x_h100")
-    one = {run["case"]: run for run in results if run["world_size"] == 1}
+    one = _on_one_gpu(results)
     rows = []
     for run in results:
         reference = one.get(run["case"].partition("/")[0])
