@@ -4,7 +4,6 @@ import importlib
 import os
 from typing import Any
 
-from ..imports import load_unsloth
 from .fix import Fix, Undo, Verdict, replace_attribute
 
 
@@ -26,7 +25,6 @@ def probe(model: Any) -> Verdict:
 
 def apply(model: Any) -> Undo:
     """Gives Unsloth the offloader that it would make for `UNSLOTH_GC_OFFLOAD_BACKEND=unsloth_stream`."""
-    load_unsloth()
     checkpointing = importlib.import_module("unsloth_zoo.gradient_checkpointing")
     offloader = checkpointing.NonReentrantActivationOffloader(stream_mode=True)
     return replace_attribute(checkpointing, "NONREENTRANT_OFFLOADER", offloader)
