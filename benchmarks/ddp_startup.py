@@ -21,7 +21,7 @@ from random_llama import SHAPES, config
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM
 
-from unsloth_accel.fixes.frozen_weights import left_out_of_ddp
+from unsloth_accel.ddp.ignored import ignored_by_ddp
 
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -61,7 +61,7 @@ def main():
         DistributedDataParallel(model)
 
     def without_frozen():
-        with left_out_of_ddp(model):
+        with ignored_by_ddp(model):
             DistributedDataParallel(model)
 
     for build in (plain, without_frozen):  # the first ones connect the ranks and import what they need

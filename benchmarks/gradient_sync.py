@@ -103,7 +103,9 @@ def run(mode, model, tokenizer, rows, options):
     if mode != "plain":
         trainer.applied_fixes.undo()  # the next run of plain Unsloth is plain
     peak = torch.cuda.max_memory_allocated() / 2**30
-    waits = [row.wait_seconds * 1000 for rows_of_step in getattr(trainer, "rank_rows", []) for row in rows_of_step[:1]]
+    waits = [
+        row.wait_seconds * 1000 for rows_of_step in getattr(trainer, "step_reports", []) for row in rows_of_step[:1]
+    ]
     ddp = trainer.model_wrapped
     settings = {k: getattr(ddp, k, None) for k in ("find_unused_parameters", "gradient_as_bucket_view")}
     return clock.milliseconds(), peak, waits, settings

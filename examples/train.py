@@ -17,7 +17,7 @@ from stdlib_text import PROMPT, small_llama, stdlib_rows
 from trl import SFTConfig
 from unsloth import FastLanguageModel
 
-from unsloth_accel.rank_first import run_once
+from unsloth_accel.ranks.run_once import run_once
 
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

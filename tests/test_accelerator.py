@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from launch import ROOT, launch
+from harness import ROOT, launch
 from unsloth_accel import ConfigurationError, UnslothAccelerator, UnslothAcceleratorPlugin
 from unsloth_accel.accelerator import configure_ddp
 

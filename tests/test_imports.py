@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from launch import ROOT, launch
+from harness import ROOT, launch
 from unsloth_accel import VersionError
 from unsloth_accel.imports import FLOORS, check_versions, load_unsloth
 

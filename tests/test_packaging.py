@@ -14,8 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import unsloth_accel
-from launch import ROOT
-from unsloth_accel.configs import config_names
+from harness import ROOT
+from unsloth_accel.launch.configs import config_names
 
 
 PIP_INSTALL = ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
@@ -24,7 +24,7 @@ REPORT = """
 import json, site, sys
 site.addsitedir(sys.argv[1])
 import unsloth_accel
-from unsloth_accel.configs import config_names
+from unsloth_accel.launch.configs import config_names
 print(json.dumps({
     "version": unsloth_accel.__version__,
     "package": unsloth_accel.__file__,

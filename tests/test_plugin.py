@@ -3,7 +3,7 @@
 import pytest
 
 from unsloth_accel import ConfigurationError, MultiGPUConfig, UnslothAcceleratorPlugin
-from unsloth_accel.multi_gpu_config import FIELDS as MULTI_GPU_FIELDS
+from unsloth_accel.drop_in.config import FIELDS as MULTI_GPU_FIELDS
 from unsloth_accel.plugin import MULTI_GPU_FIELDS as MULTI_GPU_VARIABLES
 from unsloth_accel.plugin import PLUGIN_FIELDS
 

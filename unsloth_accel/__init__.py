@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .accelerator import UnslothAccelerator
-    from .configs import config_path
+    from .drop_in import MultiGPUConfig, disable_multi_gpu, enable_multi_gpu, get_multi_gpu_status
     from .errors import ConfigurationError, PeerError, UnslothAccelError, VersionError
-    from .launching import launch_ddp_training
-    from .multi_gpu import MultiGPUConfig, disable_multi_gpu, enable_multi_gpu, get_multi_gpu_status
+    from .launch import config_path, launch_ddp_training
     from .plugin import UnslothAcceleratorPlugin
     from .trainers import UnslothAcceleratedSFTTrainer, UnslothAcceleratedTrainerMixin, accelerated
 
@@ -39,7 +38,7 @@ __all__ = [
 
 _MODULES = {
     "ConfigurationError": "errors",
-    "MultiGPUConfig": "multi_gpu",
+    "MultiGPUConfig": "drop_in",
     "PeerError": "errors",
     "UnslothAccelError": "errors",
     "UnslothAcceleratedSFTTrainer": "trainers",
@@ -48,11 +47,11 @@ _MODULES = {
     "UnslothAcceleratorPlugin": "plugin",
     "VersionError": "errors",
     "accelerated": "trainers",
-    "config_path": "configs",
-    "disable_multi_gpu": "multi_gpu",
-    "enable_multi_gpu": "multi_gpu",
-    "get_multi_gpu_status": "multi_gpu",
-    "launch_ddp_training": "launching",
+    "config_path": "launch",
+    "disable_multi_gpu": "drop_in",
+    "enable_multi_gpu": "drop_in",
+    "get_multi_gpu_status": "drop_in",
+    "launch_ddp_training": "launch",
 }
 
 

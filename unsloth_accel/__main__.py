@@ -7,8 +7,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from .drop_in.config import MultiGPUConfig
 from .errors import ConfigurationError
-from .multi_gpu_config import MultiGPUConfig
 
 
 def main(arguments: list[str]) -> None:
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
         raise ConfigurationError(f"`SCRIPT` must be an existing Python file, got {arguments[0]!r}.")
     settings = MultiGPUConfig.from_env()
 
-    from .multi_gpu import enable_multi_gpu
+    from .drop_in.enable import enable_multi_gpu
 
     enable_multi_gpu(**settings.to_dict())
     sys.argv = list(arguments)

@@ -1,103 +1,29 @@
 """Accelerate's `Accelerator`, taught to prepare Unsloth's models: for people who write their own loop."""
 
-import atexit
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .announce import announce
-from .errors import ConfigurationError, PeerError
+from .ddp.ignored import ignored_by_ddp
+from .ddp.mode import (
+    check_ranks_train_together,
+    destroy_process_group_at_exit,
+    log_stand_down,
+    parallel_mode,
+    runs_ddp,
+)
+from .ddp.policy import configure_ddp, log_policy
+from .ddp.reduction import StepReduction
+from .errors import PeerError
 from .fixes import AppliedFixes, apply_fixes, apply_loading_fixes
-from .fixes.frozen_weights import left_out_of_ddp
-from .fixes.sharding import sharded_by
-from .gradient_sync import GradientSyncChoice, StepReduction, choose_gradient_sync, graph_changes
 from .plugin import UnslothAcceleratorPlugin
-from .rank_first import several_ranks
-
-
-# The modes of Accelerate that wrap a model in torch's DDP. In every other one (FSDP, DeepSpeed, Megatron, TP) and
-# in Unsloth's native parallel modes this package stands down.
-DDP_TYPES = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-
-
-def runs_ddp(accelerator: Accelerator) -> bool:
-    """Whether `accelerator` wraps models in torch's DDP over more than one rank."""
-    return accelerator.distributed_type in DDP_TYPES and accelerator.num_processes > 1
-
-
-def configure_ddp(
-    model: nn.Module, plugin: UnslothAcceleratorPlugin, handler: DistributedDataParallelKwargs, user_set: set[str]
-) -> GradientSyncChoice:
-    """Chooses how gradients are averaged and writes the rule's DDP settings into `handler`.
-
-    Args:
-        model (`nn.Module`):
-            The model before it is wrapped.
-        plugin (`UnslothAcceleratorPlugin`):
-            The user's choices.
-        handler (`DistributedDataParallelKwargs`):
-            Changed in place. Accelerate builds DDP from it.
-        user_set (`set[str]`):
-            The handler's fields that carry an explicit value of the user; they stay.
-
-    Returns:
-        `GradientSyncChoice`: The mode and its reason.
-
-    Raises:
-        ConfigurationError: If the model is split over several devices, or the choices contradict each other.
-    """
-    devices = {parameter.device for parameter in model.parameters() if parameter.requires_grad}
-    if len(devices) > 1:
-        raise ConfigurationError(
-            f"`model` is split over {', '.join(sorted(map(str, devices)))}; with several ranks each one needs a whole "
-            "copy on its own GPU. Load it without `device_map`, or launch one process."
-        )
-    choice = choose_gradient_sync(model, plugin, handler)
-    overlapped = choice.mode == "overlapped"
-    rule = {
-        "find_unused_parameters": overlapped and graph_changes(model) is not None,
-        "gradient_as_bucket_view": overlapped,
-    }
-    for name in rule.keys() - user_set:
-        setattr(handler, name, rule[name])
-    return choice
-
-
-def say_choice(choice: GradientSyncChoice, handler: DistributedDataParallelKwargs, num_processes: int) -> None:
-    """Announces the choice once, from rank 0."""
-    detail = "" if choice.mode == "deferred" else f", find_unused_parameters={handler.find_unused_parameters}"
-    announce("%d ranks, gradients %s: %s%s", num_processes, choice.mode, choice.reason, detail)
-
-
-def announce_stand_down(mode: str) -> None:
-    """Says that another mode than plain data parallelism trains the model, so that nothing of ours does."""
-    announce("%s is in charge, unsloth_accel stands down", mode)
-
-
-def check_ranks_train_together(accelerator: Accelerator) -> None:
-    """Raises if the launcher started several ranks, but Accelerate would let each train as if it were alone.
-
-    Raises:
-        ConfigurationError: Naming both counts and what to set.
-    """
-    if several_ranks() and accelerator.num_processes == 1:
-        raise ConfigurationError(
-            f"`WORLD_SIZE` is {os.environ['WORLD_SIZE']}, but Accelerate sees 1 process: the ranks would train apart. "
-            "Without a GPU set ACCELERATE_USE_CPU=true, or pass `use_cpu=True` to the training arguments."
-        )
-
-
-def leave_process_group_at_exit() -> None:
-    """Destroys the process group when the interpreter exits, so that torch does not warn that nobody did."""
-    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+from .ranks.environment import is_distributed
 
 
 class UnslothAccelerator(Accelerator):
@@ -146,11 +72,11 @@ class UnslothAccelerator(Accelerator):
         self._reductions: list[StepReduction] = []
         self.applied_fixes: list[AppliedFixes] = []
         # Accelerate's launcher does not tell several ranks about `use_cpu`.
-        kwargs.setdefault("cpu", several_ranks() and not torch.accelerator.is_available())
+        kwargs.setdefault("cpu", is_distributed() and not torch.accelerator.is_available())
         super().__init__(*args, kwargs_handlers=self.plugin.to_handlers(kwargs_handlers), **kwargs)
         check_ranks_train_together(self)
         if runs_ddp(self):
-            leave_process_group_at_exit()
+            destroy_process_group_at_exit()
             apply_loading_fixes()
 
     def prepare_model(
@@ -161,9 +87,9 @@ class UnslothAccelerator(Accelerator):
         if evaluation_mode or not trained or not self._is_in_charge_of(model):
             return super().prepare_model(model, device_placement, evaluation_mode)
         choice = configure_ddp(model, self.plugin, self.ddp_handler, self._user_set_ddp)
-        say_choice(choice, self.ddp_handler, self.num_processes)
+        log_policy(choice, self.ddp_handler, self.num_processes)
         self.applied_fixes.append(apply_fixes(model))
-        with left_out_of_ddp(model):
+        with ignored_by_ddp(model):
             prepared = super().prepare_model(model, device_placement, evaluation_mode)
         if choice.mode == "deferred" and isinstance(prepared, DistributedDataParallel):
             self._reductions.append(StepReduction(prepared, deferred=True))
@@ -171,11 +97,11 @@ class UnslothAccelerator(Accelerator):
 
     def _is_in_charge_of(self, model: nn.Module) -> bool:
         """Whether plain data parallelism trains the model; another mode is named once for each model."""
-        mode = sharded_by(model)
+        mode = parallel_mode(model)
         if runs_ddp(self) and mode is None:
             return True
         if self.num_processes > 1:
-            announce_stand_down(mode or self.distributed_type.value)
+            log_stand_down(mode or self.distributed_type.value)
         return False
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:

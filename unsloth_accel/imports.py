@@ -15,8 +15,8 @@ from types import ModuleType
 
 from packaging.version import Version
 
-from .announce import is_main_process
 from .errors import ConfigurationError, VersionError
+from .ranks.environment import is_main_process, local_world_size
 
 
 # What the tests run on. `tests/test_imports.py` compares them with setup.cfg.
@@ -66,11 +66,10 @@ def check_ranks_fit_gpus() -> None:
     """
     import torch
 
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     gpus = torch.cuda.device_count()
-    if gpus and not cpu_was_asked_for() and local_world_size > gpus:
+    if gpus and not cpu_was_asked_for() and local_world_size() > gpus:
         raise ConfigurationError(
-            f"`--num_processes` started {local_world_size} ranks on this machine, but it has {gpus} visible GPUs. "
+            f"`--num_processes` started {local_world_size()} ranks on this machine, but it has {gpus} visible GPUs. "
             f"Launch at most {gpus} per machine, or make more GPUs visible with CUDA_VISIBLE_DEVICES."
         )
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unsloth_accel import PeerError
-from unsloth_accel.gradient_sync import StepReduction
+from unsloth_accel.ddp.reduction import StepReduction
 
 
 RANK, WORLD_SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -27,11 +27,11 @@ from unsloth_accel import (
     enable_multi_gpu,
     get_multi_gpu_status,
 )
-from unsloth_accel.fixes import statistics, training_banner
+from unsloth_accel.fixes import training_banner, unsloth_telemetry
 
 
 LIBRARIES = ("unsloth", "unsloth_zoo", "trl", "transformers", "accelerate", "torch")
-os.environ.pop(statistics.VARIABLE, None)  # Set by launch.py; offline, Unsloth sends none anyway.
+os.environ.pop(unsloth_telemetry.VARIABLE, None)  # Set by launch.py; offline, Unsloth sends none anyway.
 
 
 class Derived(Early):
@@ -58,7 +58,7 @@ def attributes(model):
 def state():
     """What else a fix touches."""
     filters = [list(logging.getLogger(name).filters) for name in training_banner.LOGGERS]
-    return filters, dist.get_debug_level(), os.environ.get(statistics.VARIABLE), is_progress_bar_enabled()
+    return filters, dist.get_debug_level(), os.environ.get(unsloth_telemetry.VARIABLE), is_progress_bar_enabled()
 
 
 def assert_restored(model, before):
@@ -141,7 +141,7 @@ def main() -> None:
         derived = Derived(args=script_arguments, note="mine", **common)
         assert isinstance(derived, (Derived, UnslothAcceleratedTrainerMixin))
         derived.train()
-        assert (derived.note, derived.seen, len(derived.rank_rows)) == ("mine", 2, 2)
+        assert (derived.note, derived.seen, len(derived.step_reports)) == ("mine", 2, 2)
         assert not model.is_gradient_checkpointing
         status = get_multi_gpu_status()
         touched = {key for key, value in attributes(model).items() if before[0].get(key) != value}

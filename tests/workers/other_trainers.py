@@ -279,7 +279,7 @@ def train(path, case, folder):
         "learning_rates": sorted({group["lr"] for group in trainer.optimizer.param_groups}),
         "tokenised": of_all_ranks(tokenised),
         "rewards": of_all_ranks(getattr(trainer, "rewards_of_this_rank", [])),
-        "rank_rows": getattr(trainer, "rank_rows", []),
+        "step_reports": getattr(trainer, "step_reports", []),
         "has_reference_model": getattr(trainer, "ref_model", None) is not None,
     }
 

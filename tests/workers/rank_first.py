@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from unsloth_accel import rank_first
 from unsloth_accel.errors import PeerError
-from unsloth_accel.rank_first import run_once
+from unsloth_accel.ranks import run_once as rank_first
+from unsloth_accel.ranks.run_once import run_once
 
 
 RANK = int(os.environ["RANK"])

@@ -130,7 +130,7 @@ def saved_by_every_rank(model):
 def save_once(model, tokenizer, kind, **options):
     """One process's folder, then the fixed one of all ranks, as new folder and over an old export of other shards."""
     from unsloth_accel.fixes import apply_fixes
-    from unsloth_accel.rank_first import run_once
+    from unsloth_accel.ranks.run_once import run_once
 
     before = touched(model)
     run_once(lambda: model.save_pretrained_merged(out / f"{kind}-one", tokenizer, **options) and None, name="one")
@@ -162,7 +162,7 @@ def save_once(model, tokenizer, kind, **options):
 def fail(model, tokenizer):
     """A folder that cannot be, a full disk, a call by rank 0 alone; last, rank 0 is killed while it writes."""
     from unsloth_accel.fixes import apply_fixes
-    from unsloth_accel.rank_first import run_once
+    from unsloth_accel.ranks.run_once import run_once
 
     apply_fixes(model)
     run_once(lambda: (out / "file").write_text("") and None, name="file")
@@ -201,7 +201,7 @@ dist.init_process_group("gloo")
 if path == "gpu_path":
     from transformers import AutoModelForCausalLM
 
-    from unsloth_accel.rank_first import run_once
+    from unsloth_accel.ranks.run_once import run_once
 
     save_once(model, tokenizer, "whole")
     model, tokenizer = load(run_once(reshard, name="sharding the base model"))

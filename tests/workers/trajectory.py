@@ -138,7 +138,7 @@ def train(path, case, out):
         "weights": weights.tolist() if not ON_GPU else [],
         "between_ranks": between_ranks(weights),
         "collectives": counter.steps,
-        "rank_rows": getattr(trainer, "rank_rows", []),
+        "step_reports": getattr(trainer, "step_reports", []),
     }
 
 

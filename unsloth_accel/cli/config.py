@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..configs import config_names, config_path
 from ..errors import ConfigurationError
+from ..launch.configs import config_names, config_path
 
 
 if TYPE_CHECKING:

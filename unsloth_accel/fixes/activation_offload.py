@@ -4,7 +4,8 @@ import importlib
 import os
 from typing import Any
 
-from .fix import Fix, Undo, Verdict, replace_attribute
+from ..patching import Undo, replace_attribute
+from .fix import Fix, Verdict
 
 
 VARIABLE = "UNSLOTH_GC_OFFLOAD_BACKEND"

@@ -4,9 +4,10 @@ import functools
 import sys
 from typing import Any
 
-from ..announce import announce
-from .fix import Fix, Undo, Verdict, replace_attribute
-from .sharding import sharded_by
+from ..ddp.mode import parallel_mode
+from ..patching import Undo, replace_attribute
+from ..ranks.logging import log_once
+from .fix import Fix, Verdict
 
 
 MODULE = "unsloth.models.loader"
@@ -16,7 +17,7 @@ def probe(model: Any) -> Verdict:
     """Unsloth pins "auto", "balanced" and "sequential" to the rank's GPU since 2026.9.6, but obeys a named device."""
     if "unsloth" in sys.modules and MODULE not in sys.modules:
         return Verdict(False, "Unsloth's CPU backend takes no device map")
-    mode = sharded_by(model)
+    mode = parallel_mode(model)
     if mode is not None:
         return Verdict(False, f"{mode} places the weights")
     return Verdict(True, '`device_map="cuda:0"` puts the models of all ranks on the first GPU')
@@ -32,7 +33,7 @@ def apply(model: Any) -> Undo:
     @functools.wraps(original)
     def is_automatic_device_map(device_map: Any) -> bool:
         if names_first_gpu(device_map):
-            announce("`device_map=%r` would put every rank on the first GPU: each rank loads on its own", device_map)
+            log_once("`device_map=%r` would put every rank on the first GPU: each rank loads on its own", device_map)
             return True
         return bool(original(device_map))
 

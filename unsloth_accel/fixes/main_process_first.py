@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from .fix import Fix, Undo, Verdict, replace_attribute, undo_all
+from ..patching import Undo, replace_attribute, undo_all
+from .fix import Fix, Verdict
 
 
 def probe(model: Any) -> Verdict:

@@ -6,7 +6,8 @@ import inspect
 from typing import Any
 
 from ..imports import load_unsloth
-from .fix import Fix, Undo, Verdict, replace_attribute
+from ..patching import Undo, replace_attribute
+from .fix import Fix, Verdict
 
 
 def probe(model: Any) -> Verdict:

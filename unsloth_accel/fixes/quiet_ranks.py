@@ -3,8 +3,9 @@
 import sys
 from typing import Any
 
-from ..announce import is_main_process
-from .fix import Fix, Undo, Verdict, replace_attribute, undo_all
+from ..patching import Undo, replace_attribute, undo_all
+from ..ranks.environment import is_main_process
+from .fix import Fix, Verdict
 
 
 # The packages, and the trainers that Unsloth generates, each a module of its own.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from ..announce import detail
-from ..rank_first import several_ranks
+from ..patching import Undo, undo_all
+from ..ranks.environment import is_distributed
+from ..ranks.logging import log_debug
 from . import (
     activation_offload,
     device_map,
@@ -18,12 +19,12 @@ from . import (
     quiet_ranks,
     resume_on_cpu,
     save_once,
-    statistics,
     temporary_saved_buffers,
     tokenize_once,
     training_banner,
+    unsloth_telemetry,
 )
-from .fix import Fix, Undo, undo_all
+from .fix import Fix
 
 
 FIXES: tuple[Fix, ...] = (
@@ -32,7 +33,7 @@ FIXES: tuple[Fix, ...] = (
     main_process_first.FIX,
     temporary_saved_buffers.FIX,
     device_map.FIX,
-    statistics.FIX,
+    unsloth_telemetry.FIX,
     quiet_ranks.FIX,
     training_banner.FIX,
     resume_on_cpu.FIX,
@@ -125,12 +126,12 @@ def undo_loading_fixes() -> None:
 
 
 def _apply(fixes: Sequence[Fix], model: Any) -> AppliedFixes:
-    if not several_ranks():
+    if not is_distributed():
         return AppliedFixes((), [])
     needed = []
     for fix in fixes:
         verdict = fix.probe(model)
-        detail("fix %s: %s, %s", fix.name, "needed" if verdict.needed else "not needed", verdict.reason)
+        log_debug("fix %s: %s, %s", fix.name, "needed" if verdict.needed else "not needed", verdict.reason)
         if verdict.needed:
             needed.append(fix)
     return AppliedFixes(tuple(fix.name for fix in needed), [_hold(fix, model) for fix in needed])

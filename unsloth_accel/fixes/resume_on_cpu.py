@@ -4,7 +4,8 @@ import functools
 from typing import Any
 
 from ..imports import cpu_was_asked_for
-from .fix import Fix, Undo, Verdict, replace_attribute
+from ..patching import Undo, replace_attribute
+from .fix import Fix, Verdict
 
 
 def probe(model: Any) -> Verdict:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
-from ..rank_first import run_once
-from .fix import Fix, Undo, Verdict, replace_attribute, undo_all
-from .sharding import sharded_by
-from .staging import staged
+from ..ddp.mode import parallel_mode
+from ..patching import Undo, replace_attribute, undo_all
+from ..ranks.run_once import run_once
+from ..saving.atomic_directory import atomic_directory
+from .fix import Fix, Verdict
 
 
 # What Unsloth binds to a model instance: `patch_saving_functions` in unsloth/save.py, `_attach` in
@@ -27,7 +28,7 @@ PUSHES = ("push_to_hub", "push_to_hub_merged", "push_to_hub_gguf", "push_to_hub_
 
 def probe(model: Any) -> Verdict:
     """Every release so far saves from every rank; modes that split the weights need every rank for it."""
-    mode = sharded_by(model)
+    mode = parallel_mode(model)
     if mode is not None:
         return Verdict(False, f"{mode} saves from all ranks together")
     return Verdict(True, "every rank that calls a saving method of the model writes the same files")
@@ -79,7 +80,7 @@ def _write(save_to: Callable[[str], Any], destination: str) -> Any:
 
 
 def _write_beside(save_to: Callable[[str], Any], destination: str) -> Any:
-    with staged(destination) as beside:
+    with atomic_directory(destination) as beside:
         result = save_to(beside)
     return _rebased(result, beside, os.path.normpath(destination))
 

@@ -5,7 +5,9 @@ import os
 import sys
 from typing import Any
 
-from .fix import Fix, Undo, Verdict, replace_attribute
+from ..patching import Undo, replace_attribute
+from ..ranks.environment import rank
+from .fix import Fix, Verdict
 
 
 # Only loaded where there is a GPU; Unsloth's CPU backend does not offload.
@@ -30,9 +32,9 @@ def apply(model: Any) -> Undo:
     def offload_to_disk(
         W: Any, model: Any, name: str, temporary_location: str = "_unsloth_temporary_saved_buffers"
     ) -> Any:
-        rank = f"rank{os.environ['RANK']}"
+        own = f"rank{rank()}"
         # The name, too: Unsloth appends the model's path, and one that is absolute replaces the location.
-        return original(W, model, f"{rank}-{name}", os.path.join(temporary_location, rank))
+        return original(W, model, f"{own}-{name}", os.path.join(temporary_location, own))
 
     return replace_attribute(module, "offload_to_disk", offload_to_disk)
 

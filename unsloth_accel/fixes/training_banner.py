@@ -1,11 +1,12 @@
 """Prints Unsloth's training banner once, with the true number of GPUs."""
 
 import logging
-import os
 import re
 from typing import Any
 
-from .fix import Fix, Undo, Verdict
+from ..patching import Undo
+from ..ranks.environment import is_main_process, world_size
+from .fix import Fix, Verdict
 
 
 # Unsloth's training loop is transformers' text run in Unsloth's module, so its `logger` is either of the two.
@@ -24,8 +25,8 @@ def apply(model: Any) -> Undo:
     def once_and_true(record: logging.LogRecord) -> bool:
         if not _COUNT.search(str(record.msg)):
             return True
-        record.msg = _COUNT.sub(f"Num GPUs used = {os.environ['WORLD_SIZE']}", str(record.msg))
-        return os.environ["RANK"] == "0"
+        record.msg = _COUNT.sub(f"Num GPUs used = {world_size()}", str(record.msg))
+        return is_main_process()
 
     loggers = [logging.getLogger(name) for name in LOGGERS]
     for logger in loggers:

@@ -8,24 +8,23 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..accelerator import (
-    announce_stand_down,
+from ..data.prepare_once import prepare_once
+from ..ddp.ignored import ignored_by_ddp
+from ..ddp.mode import (
     check_ranks_train_together,
-    configure_ddp,
-    leave_process_group_at_exit,
+    destroy_process_group_at_exit,
+    log_stand_down,
+    parallel_mode,
     runs_ddp,
-    say_choice,
 )
+from ..ddp.policy import GradientSyncChoice, configure_ddp, log_policy
+from ..ddp.reduction import RankReport, StepReduction
 from ..errors import ConfigurationError
 from ..fixes import AppliedFixes, apply_fixes
-from ..fixes.frozen_weights import left_out_of_ddp
-from ..fixes.sharding import sharded_by
-from ..fixes.staging import staged
-from ..fixes.tokenize_once import prepare_once
-from ..gradient_sync import GradientSyncChoice, RankRow, StepReduction
-from ..idle_gpus import say_what_stays_idle
 from ..plugin import UnslothAcceleratorPlugin
-from ..rank_first import run_once
+from ..ranks.idle_gpus import log_idle_gpus
+from ..ranks.run_once import run_once
+from ..saving.atomic_directory import atomic_directory
 
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-# Steps that `rank_rows` remembers.
+# Steps that `step_reports` remembers.
 KEPT_STEPS = 1000
 # TrainingArguments that carry an explicit value for a field of DDP.
 _DDP_ARGUMENTS = {
@@ -60,7 +59,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
     Attributes:
         applied_fixes ([`AppliedFixes`]):
             The handle that takes back the fixes this trainer applied.
-        rank_rows (`list[list[RankRow]]`):
+        step_reports (`list[list[RankReport]]`):
             For each of the last 1000 optimizer steps, what each rank told: `tokens`, `wait_seconds` in the reduction
             of the step before, `peak_memory_gib`.
 
@@ -85,7 +84,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def __init__(self, *args: Any, plugin: UnslothAcceleratorPlugin | None = None, **kwargs: Any) -> None:
         self.plugin = plugin or UnslothAcceleratorPlugin()
         self.applied_fixes = AppliedFixes((), [])
-        self.rank_rows: list[list[RankRow]] = []
+        self.step_reports: list[list[RankReport]] = []
         self._gradient_sync: GradientSyncChoice | None = None
         self._step_reduction: StepReduction | None = None
         self._step_tokens: Tensor | float = 0
@@ -95,15 +94,15 @@ class UnslothAcceleratedTrainerMixin(_Base):
             super().__init__(*args, **kwargs)
         check_ranks_train_together(self.accelerator)
         if self._runs_plain_ddp():
-            leave_process_group_at_exit()
+            destroy_process_group_at_exit()
             self.add_callback(_reduction_callback(self))
             self.applied_fixes = apply_fixes(self.model)
             if self._gradient_sync is not None:
-                say_choice(self._gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
+                log_policy(self._gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
         elif self.accelerator.num_processes > 1:
-            announce_stand_down(self._other_mode() or self.accelerator.distributed_type.value)
+            log_stand_down(self._other_mode() or self.accelerator.distributed_type.value)
         elif self.args.device.type == "cuda":
-            say_what_stays_idle()
+            log_idle_gpus()
 
     def _runs_plain_ddp(self) -> bool:
         return runs_ddp(self.accelerator) and self._other_mode() is None
@@ -112,7 +111,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """Names the mode that trains the model instead of plain data parallelism, as far as Accelerate does not."""
         if (getattr(self.args, "context_parallel_size", None) or 1) > 1:
             return "Unsloth's context parallelism"
-        return sharded_by(self.model)
+        return parallel_mode(self.model)
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         arguments = super()._build_accelerator_args(**kwargs)
@@ -138,7 +137,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         if not isinstance(model, nn.Module) or self.model_wrapped is not model or not self._runs_plain_ddp():
             return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
         # Not in `__init__`: only what is frozen at the moment of wrapping may stay out of DDP.
-        with left_out_of_ddp(model):
+        with ignored_by_ddp(model):
             return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -159,7 +158,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
             return
         folder = output_dir or self.args.output_dir
         assert folder is not None, "TrainingArguments have a default"
-        with staged(folder) as beside:
+        with atomic_directory(folder) as beside:
             super()._save(beside, state_dict)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -181,7 +180,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
 
     def _start_reducing(self) -> None:
         """Takes over the model that `train()` has just wrapped, before its first micro-batch."""
-        self.rank_rows = []
+        self.step_reports = []
         self._step_reduction = None
         if self._gradient_sync is not None and isinstance(self.model_wrapped, DistributedDataParallel):
             deferred = self._gradient_sync.mode == "deferred"
@@ -189,13 +188,13 @@ class UnslothAcceleratedTrainerMixin(_Base):
                 self.model_wrapped, deferred=deferred, num_numbers=self._num_step_numbers()
             )
 
-    def _hear_ranks(self) -> None:
+    def settle_step(self) -> None:
         """Takes in what every rank said in the step's reduction; raises if one of them failed."""
         if self._step_reduction is not None:
             rows = self._step_reduction.rows()
             self._take_rows(rows)
-            self.rank_rows.append([row._replace(numbers=()) for row in rows])
-            del self.rank_rows[:-KEPT_STEPS]
+            self.step_reports.append([row._replace(numbers=()) for row in rows])
+            del self.step_reports[:-KEPT_STEPS]
 
     def _num_step_numbers(self) -> int:
         """How many numbers of its own this trainer adds to each rank's row; the same on all ranks in all steps."""
@@ -205,7 +204,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """This rank's own numbers for the step that ends, at most `_num_step_numbers()` of them."""
         return []
 
-    def _take_rows(self, rows: list[RankRow]) -> None:
+    def _take_rows(self, rows: list[RankReport]) -> None:
         """Receives every rank's row after the step's reduction, with the numbers of this trainer."""
 
 
@@ -219,7 +218,7 @@ def _reduction_callback(trainer: UnslothAcceleratedTrainerMixin) -> "TrainerCall
 
         # The optimizer's work is queued by now, so waiting costs nothing, and nothing is logged or saved yet.
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            trainer._hear_ranks()
+            trainer.settle_step()
 
     return ReduceOncePerStep()
 

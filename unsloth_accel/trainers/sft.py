@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..ddp.reduction import RankReport
 from ..fixes import apply_loading_fixes
-from ..gradient_sync import RankRow
 from ..imports import load_unsloth
 from .mixin import UnslothAcceleratedTrainerMixin
 
@@ -91,7 +91,7 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
     def _step_numbers(self) -> list[float]:
         return [number for micro_batch in self._micro_batch_numbers for number in micro_batch]
 
-    def _take_rows(self, rows: list[RankRow]) -> None:
+    def _take_rows(self, rows: list[RankReport]) -> None:
         """Puts into TRL's log what it would have gathered in each micro-batch."""
         logged = self._metrics["train"]
         if "num_tokens" in logged:

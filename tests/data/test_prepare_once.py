@@ -1,0 +1,113 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import launch
+
+
+WORKER = Path(__file__).parents[1] / "workers" / "tokenize_once.py"
+
+
+def ranks_of(path, out, num_processes):
+    return [json.loads((out / f"{path}-{rank}.json").read_text()) for rank in range(num_processes)]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "UNSLOTH_DATASET_NUM_PROC": "1"}
+
+
+def tokenised(ranks, key):
+    return [rank[key]["tokenised"] for rank in ranks]
+
+
+def assert_same_rows(ranks, key, count=None):
+    assert len({rank[key]["rows"] for rank in ranks}) == 1
+    assert len({rank[key]["collator"] for rank in ranks}) == 1
+    if count is not None:
+        assert ranks[0][key]["count"] == count
+
+
+@pytest.mark.gloo
+def test_one_of_four_ranks_tokenises_for_all(tiny_model, read_only, full_disk, cache, tmp_path):
+    folders = (tiny_model, tmp_path, read_only, full_disk)
+    failed = launch(WORKER, "trl", *folders, num_processes=4, env=cache, expect_failure=True)
+    died = time.time()
+    # The last act of the worker: rank 0 killed itself in the middle of a tokenisation.
+    assert "SIGKILL" in failed.stderr, failed.stderr
+    ranks = ranks_of("trl", tmp_path, 4)
+
+    assert tokenised(ranks, "memory") == [340, 0, 0, 0]
+    assert_same_rows(ranks, "memory", 300)
+    assert tokenised(ranks, "memory again") == [0, 0, 0, 0]
+    assert_same_rows(ranks, "memory again", 300)
+    assert len({rank["memory again"]["evaluated"] for rank in ranks}) == 1
+    # The cache is by content: what was prepared in another way is not taken for the same.
+    assert len({ranks[0][key]["rows"] for key in ("memory", "shorter", "packed")}) == 3
+    assert tokenised(ranks, "chats") == tokenised(ranks, "other template") == [60, 0, 0, 0]
+    assert tokenised(ranks, "chats again") == [0, 0, 0, 0]
+    assert ranks[0]["chats"]["rows"] == ranks[0]["chats again"]["rows"] != ranks[0]["other template"]["rows"]
+    for key in ("shorter", "packed", "chats", "other template"):
+        assert_same_rows(ranks, key)
+    # The workers are those of one rank, however many ranks there are.
+    assert [file.name.split("-")[1] for file in tmp_path.glob("worker-*")] == ["0", "0"]
+    assert ranks[0]["workers"]["rows"] == ranks[0]["memory"]["rows"]
+    assert_same_rows(ranks, "workers", 300)
+    assert tokenised(ranks, "unfixed") == [200] * 4, "without the fix every rank tokenises: is the defect gone?"
+    assert tokenised(ranks, "files") == [250, 0, 0, 0]
+    assert_same_rows(ranks, "files")
+    assert ranks[0]["files"]["count"] < 250  # packed
+    assert tokenised(ranks, "formatted") == [300, 0, 0, 0]
+    assert_same_rows(ranks, "formatted", 300)
+    assert ranks[0]["formatted"]["rows"] != ranks[0]["memory"]["rows"]
+    # What `datasets` cannot hash, or is told not to cache, it repeats in the next run, but not on each rank.
+    for key in ("unhashable", "uncached"):
+        assert tokenised(ranks, key) == [300, 0, 0, 0]
+        assert_same_rows(ranks, key, 300)
+    # Ranks that were given different rows keep them.
+    assert [rank["different"]["count"] for rank in ranks] == [100, 101, 102, 103]
+    assert tokenised(ranks, "streaming") == tokenised(ranks, "streaming")[:1] * 4
+
+    assert ranks[0]["error"][:2] == ["RuntimeError", "this row cannot be tokenised"]
+    keys = {"error": "RuntimeError: this row cannot be tokenised"}
+    for key, folder in {"read-only": read_only, "full": full_disk}.items():
+        if folder.is_dir():
+            assert ranks[0][key][0] in ("OSError", "PermissionError")
+            keys[key] = ranks[0][key][1]
+    for key, text in keys.items():
+        for rank in ranks[1:]:
+            kind, message, seconds = rank[key]
+            assert kind == "PeerError"
+            assert text in message
+            assert seconds < 30
+    assert died - max((tmp_path / f"trl-{rank}.json").stat().st_mtime for rank in range(4)) < 30
+
+    launch(WORKER, "second", *folders, num_processes=2, env=cache)
+    second = ranks_of("second", tmp_path, 2)
+    assert tokenised(second, "memory") == [0, 0]
+    assert second[0]["memory"]["rows"] == ranks[0]["memory"]["rows"]
+    # Unfixed, the other rank leaves the window only when rank 0 enters another barrier, 2 s later.
+    unfixed, fixed = second[1]["window"]
+    assert unfixed > 1.9
+    assert fixed < 1
+    assert [rank["undone"] for rank in second] == [True, True]
+    if len(keys) < 3:
+        pytest.skip(f"all but the read-only folder or the full disk was shown: this user may not mount one ({keys})")
+
+
+@pytest.mark.gloo
+def test_the_generated_trainer_tokenises_and_masks_once(tiny_model, cache, tmp_path):
+    arguments = (WORKER, "gpu_path", tiny_model, tmp_path, tmp_path / "none", tmp_path / "none")
+    launch(*arguments, num_processes=2, env=cache, timeout=300)
+    ranks = ranks_of("gpu_path", tmp_path, 2)
+    for key in ("files", "memory"):
+        assert ranks[0][key]["tokenised"] >= 300
+        # Unsloth tries the first row on each rank to see whether the tokenizer doubles the BOS token.
+        assert ranks[1][key]["tokenised"] < 10
+        assert_same_rows(ranks, key)
+    assert ranks[0]["responses"]["labels"] == ranks[1]["responses"]["labels"]
+    assert ranks[0]["files"]["evaluated"] == ranks[1]["files"]["evaluated"]
+    assert ranks[0]["responses"]["masked"] >= 300 + 40
+    assert ranks[1]["responses"]["masked"] == 0

@@ -1,0 +1,102 @@
+"""Each notebook in a real JupyterLab in a real Chromium. `make browser-test` installs what this needs."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from docs.test_notebooks import NOTEBOOKS, environment
+from harness import ROOT, free_port
+
+
+SCREENSHOTS = ROOT / "build" / "browser"
+DRIVER = Path(__file__).parents[1] / "workers" / "browser.mjs"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The browser's path; skips with all that is missing."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    node = shutil.which("node")
+    found = {
+        "chromium": browser is not None,
+        "node": node is not None,
+        "jupyterlab": find_spec("jupyterlab") is not None,
+        "playwright-core (npm, on NODE_PATH)": node is not None and _has_playwright(node),
+    }
+    missing = [name for name, there in found.items() if not there]
+    if missing:
+        pytest.skip(f"no {', no '.join(missing)}: run `make browser-test`")
+    return browser
+
+
+def _has_playwright(node):
+    return subprocess.run([node, "-e", "require('playwright-core')"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def lab(chromium, tmp_path_factory, tiny_model):
+    """A JupyterLab on copies of the notebooks, so that their outputs stay out of the checkout."""
+    folder = tmp_path_factory.mktemp("lab")
+    for notebook in NOTEBOOKS:
+        shutil.copy(notebook, folder)
+    port, token = free_port(), secrets.token_hex()
+    options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    options += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    with (folder / "lab.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options],
+            env=environment(folder, tiny_model) | {"JUPYTER_CONFIG_DIR": str(folder / "config")},  # no earlier tabs
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, folder / "lab.log")
+        yield lambda name: f"http://127.0.0.1:{port}/lab/workspaces/{Path(name).stem}/tree/{name}?token={token}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def _wait_for(url, server, log, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except urllib.error.URLError:
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError(f"JupyterLab does not answer:\n{log.read_text()}")
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs_in_a_browser(path, lab, chromium):
+    plots = 3 if path.name.startswith("03") else 0
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    screenshot = SCREENSHOTS / f"{path.stem}.png"
+    screenshot.unlink(missing_ok=True)
+
+    command = ["node", str(DRIVER), lab(path.name), chromium, str(screenshot)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=290, check=False)
+
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["errors"] == []
+    assert seen["cells"] == sum(cell["cell_type"] == "code" for cell in json.loads(path.read_text())["cells"])
+    assert len(seen["plots"]) == plots
+    assert all(width > 200 and height > 100 for width, height in seen["plots"]), "a plot did not render"
+    assert seen["bars"] > 0, "the progress bar of rank 0 is not in the page"
+    assert screenshot.stat().st_size > 10_000

@@ -1,0 +1,199 @@
+"""`accelerated(...)` of the trainers other than SFT: on 2 ranks they follow one rank (docs/trainers.md)."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from harness import launch
+from trajectories import assert_follows
+
+
+WORKER = Path(__file__).parents[1] / "workers" / "other_trainers.py"
+TOLERANCE = 1e-5
+STEPS = 4
+
+ADAPTERS = ["dpo", "dpo_precomputed", "kto", "kto_apo", "reward", "unsloth_trainer", "grpo_scripted"]
+# Last, because after one `full_finetuning=True` Unsloth's `get_peft_model` does nothing in that process on a GPU.
+FULL = ["dpo_full", "transformers_trainer"]
+DETERMINISTIC = [*ADAPTERS, *FULL]
+# On the CPU. The losses of DPO and KTO are a kernel of TRL's that needs triton; of GRPO see docs/trainers.md.
+GENERATED = ["sft", "reward"]
+ON_TWO_RANKS = [*ADAPTERS, "dpo/2", "grpo", *FULL]
+CLASSES = {
+    "dpo": "DPOTrainer",
+    "kto": "KTOTrainer",
+    "reward": "RewardTrainer",
+    "grpo": "GRPOTrainer",
+    "unsloth_trainer": "UnslothTrainer",
+    "transformers_trainer": "Trainer",
+}
+# What TRL's trainers prepare from text, and the numbers they log of it.
+PREPARED = ["dpo", "kto", "reward", "unsloth_trainer"]
+LOGGED = ["kl", "reward", "reward_std", "logps/chosen", "rewards/chosen", "rewards/margins", "margin", "max_reward"]
+
+
+def run(cases, config, num_processes, folder, model, then=(), timeout=280, **launching):
+    """Runs the cases in one launch; how that ended, and the result of each case by its name."""
+    out = folder / f"{config}.jsonl"
+    env = {
+        "HF_DATASETS_CACHE": str(folder / "datasets"),
+        "UNSLOTH_DATASET_NUM_PROC": "1",
+        "UNSLOTH_COMPILE_DISABLE": "1",  # on a GPU torch.compile takes longer than all else, and changes no result
+        "UNSLOTH_GRPO_PREFIX_GROUPER": "0",  # one rank's, of whole groups, is not TRL's loss: docs/trainers.md
+        **launching.pop("env", {}),
+    }
+    launching |= {"num_processes": num_processes, "config": config, "env": env, "timeout": timeout}
+    done = launch(WORKER, model, out, *cases, *then, expect_failure=bool(then), **launching)
+    results = {result["case"]: result for result in map(json.loads, out.read_text().splitlines())}
+    assert list(results) == list(cases)
+    return done, results
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory, tiny_model):
+    return run(DETERMINISTIC, "cpu_gloo", 1, tmp_path_factory.mktemp("one"), tiny_model)[1]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, tiny_model):
+    return run(ON_TWO_RANKS, "cpu_gloo", 2, tmp_path_factory.mktemp("two"), tiny_model, then=["fail"])
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory, tiny_model):
+    """With the trainers that Unsloth generates for GPUs."""
+    folders = [tmp_path_factory.mktemp("generated") for _ in range(2)]
+    env = {"GENERATED_TRAINERS": "1"}
+    one = run(GENERATED, "cpu_gloo", 1, folders[0], tiny_model, env=env)[1]
+    return one, run([*GENERATED, "sft/2"], "cpu_gloo", 2, folders[1], tiny_model, env=env)[1]
+
+
+@pytest.fixture(scope="module")
+def on_gpus(result_folder, tiny_model):
+    with ThreadPoolExecutor() as pool:
+        common = {"model": tiny_model, "timeout": 500, "options": ["--mixed_precision", "no"]}
+        # transformers' own Trainer would take every GPU it sees, for nn.DataParallel.
+        alone = {**common, "env": {"CUDA_VISIBLE_DEVICES": "0"}}
+        one = pool.submit(run, DETERMINISTIC, "single", None, result_folder, **alone)
+        two = pool.submit(run, ON_TWO_RANKS, "ddp_2gpu", None, result_folder, **common)
+        return one.result()[1], two.result()[1]
+
+
+def assert_trains_as(result, expected, tolerance):
+    assert_follows(result, expected, tolerance)
+    assert len(result["logs"]) == STEPS
+    assert result["ranks_agree"]
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", [*DETERMINISTIC, "dpo/2"])
+def test_two_ranks_follow_one(case, one_rank, two_ranks):
+    result, expected = two_ranks[1][case], one_rank[case.partition("/")[0]]
+    assert_trains_as(result, expected, TOLERANCE)
+    assert result["weights"] == pytest.approx(expected["weights"], abs=1e-5)
+    assert result["learning_rates"] == expected["learning_rates"]
+    for key in ("num_tokens", "step", "epoch"):
+        assert [entry.get(key) for entry in result["logs"]] == [entry.get(key) for entry in expected["logs"]]
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", [*GENERATED, "sft/2"])
+def test_two_ranks_of_a_generated_trainer_follow_one(case, generated):
+    one, two = generated
+    result, expected = two[case], one[case.partition("/")[0]]
+    assert_trains_as(result, expected, TOLERANCE)
+    assert result["weights"] == pytest.approx(expected["weights"], abs=1e-5)
+    assert result["moved"] > 1e-3
+    assert expected["class"].startswith("Unsloth"), "TRL's own class would be another test"
+
+
+@pytest.mark.gloo
+def test_the_references_train(one_rank):
+    for case, result in one_rank.items():
+        assert result["moved"] > 1e-3, case
+        assert len({entry["loss"] for entry in result["logs"]}) == STEPS, case
+    assert one_rank["kto"]["logs"][-1]["kl"] > 0.01, "else the KL term, which mixes rows, was not tried"
+    assert one_rank["dpo_full"]["has_reference_model"]
+    assert one_rank["unsloth_trainer"]["learning_rates"] == [1e-3, 1e-2]
+
+
+@pytest.mark.gloo
+def test_the_trainers_metrics_are_of_all_ranks(one_rank, two_ranks):
+    compared = set()
+    for case in DETERMINISTIC:
+        for ours, theirs in zip(two_ranks[1][case]["logs"], one_rank[case]["logs"], strict=True):
+            shared = [key for key in LOGGED if key in theirs]
+            compared |= set(shared)
+            assert [ours[key] for key in shared] == pytest.approx([theirs[key] for key in shared], rel=1e-3, abs=1e-6)
+    assert compared == set(LOGGED)
+
+
+@pytest.mark.gloo
+def test_each_step_is_logged_once(two_ranks):
+    lines = [line for line in two_ranks[0].stdout.splitlines() if line.startswith("{'loss'")]
+    until_the_failure = 1
+    assert len(lines) == STEPS * len(ON_TWO_RANKS) + until_the_failure
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", CLASSES)
+def test_the_class_is_named_after_the_trainer(case, one_rank, two_ranks):
+    assert two_ranks[1][case]["class"] == f"UnslothAccelerated{CLASSES[case]}"
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", PREPARED)
+def test_one_rank_prepares_the_data(case, two_ranks):
+    first, second = two_ranks[1][case]["tokenised"]
+    assert first >= 40
+    assert second == 0
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", [*PREPARED, "dpo/2"])
+def test_the_tokens_of_each_rank_add_up_to_what_is_logged(case, two_ranks):
+    result = two_ranks[1][case]
+    logged = [0, *(entry["num_tokens"] for entry in result["logs"])]
+    tokens = [[row[1] for row in rows] for rows in result["step_reports"]]
+    assert [sum(ranks) for ranks in tokens] == [after - before for before, after in pairwise(logged)]
+
+
+@pytest.mark.gloo
+def test_grpo_samples_on_every_rank_and_learns_from_all(two_ranks):
+    """What is sampled differs from one rank, so what has to agree are the ranks with each other."""
+    result = two_ranks[1]["grpo"]
+    assert "error" not in result, result["at"]
+    assert result["ranks_agree"]
+    assert result["moved"] > 1e-3
+    first, second = result["rewards"]
+    assert [len(rewards) for rewards in (*first, *second)] == [4] * (2 * STEPS), "each rank judges its own rows once"
+    assert first != second, "the ranks draw different samples"
+    of_all = [sum(ours + theirs) / 8 for ours, theirs in zip(first, second, strict=True)]
+    assert [entry["reward"] for entry in result["logs"]] == pytest.approx(of_all, abs=1e-6)
+
+
+@pytest.mark.gloo
+def test_a_rank_that_fails_between_gathers_ends_the_job(two_ranks):
+    """The others wait where TRL gathers. Would the failed rank wait in the reduction, both would until the timeout."""
+    assert '[rank1]:     raise ValueError("only rank 1 has this pair")' in two_ranks[0].stderr
+    assert "[rank1]: ValueError: only rank 1 has this pair" in two_ranks[0].stderr
+
+
+@pytest.mark.multigpu(gpus=2)
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize("case", DETERMINISTIC)
+def test_two_gpus_follow_one(case, on_gpus):
+    one, two = on_gpus
+    assert_trains_as(two[case], one[case], TOLERANCE)
+
+
+@pytest.mark.multigpu(gpus=2)
+@pytest.mark.timeout(580)
+def test_two_gpus_sample_and_agree(on_gpus):
+    result = on_gpus[1]["grpo"]
+    assert "error" not in result, result["at"]
+    assert result["ranks_agree"]
+    assert result["moved"] > 1e-3

@@ -1,0 +1,1 @@
+"""Training data: prepared once on each node, shared by its ranks."""

@@ -1,0 +1,1 @@
+"""Writing folders that appear whole."""
