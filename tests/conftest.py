@@ -21,6 +21,11 @@ TIERS = ("unit", "cpu", "gloo", "notebook", "gpu", "multigpu")
 OWN_VARIABLES = ("UNSLOTH_ACCEL_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "CUDA_VISIBLE_")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--draws`: how many random programs, or faults, a test that draws them tries; `make soak` asks for hundreds."""
+    parser.addoption("--draws", type=int, default=6, help="how many random draws a test tries (default: 6)")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test without a tier is a unit test. First, so that `-m` sees it."""
