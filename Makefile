@@ -1,6 +1,8 @@
 # make demo   train on this machine: two CPU ranks, or all its GPUs
 # make test   every test this machine can run      make quick      the unit tier
 # make check  lint, format, types, layers          make coverage   what the tests reach
+# make soak   the tests that draw at random, with hundreds of draws
+# make any-cpu   every test as on other CPUs and on a busy machine (FILES=... for some)
 # make browser-test   the notebooks in a real browser (installs Debian's chromium)
 #
 # They install what they need into .venv first. Where nothing can be installed, `VENV=` uses a Python that has it all:
@@ -8,6 +10,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+DRAWS ?= 300
 GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c ^GPU)
 # T4, V100, RTX 20 and older compute no bf16.
 OLD_GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -c '^[1-7]\.')
@@ -31,7 +34,7 @@ endif
 
 PYTEST := $(PY) -m pytest
 
-.PHONY: demo test quick coverage check browser-test clean
+.PHONY: demo test soak any-cpu quick coverage check browser-test clean
 
 # accelerate_configs/cpu_gloo.yaml says why.
 ifeq ($(CONFIG),cpu_gloo)
@@ -42,13 +45,14 @@ endif
 demo: $(INSTALLED)
 	$(PY) -m accelerate.commands.accelerate_cli launch --config_file accelerate_configs/$(CONFIG).yaml examples/train.py $(ARGS)
 
-# One run a tier: a tier that collects nothing fails (pytest's exit code 5) instead of passing unseen.
 test: $(INSTALLED)
-	$(PYTEST) -m unit -n 2
-	$(PYTEST) -m "gpu or multigpu"
-	$(PYTEST) -m notebook
-	$(PYTEST) -m cpu -n 2
-	$(PYTEST) -m gloo -n 2 --dist loadfile
+	$(PY) tests/tiers.py
+
+soak: $(INSTALLED)
+	$(PYTEST) -m soak --draws $(DRAWS) --timeout 7200
+
+any-cpu: $(INSTALLED)
+	PYTHON=$(PY) tests/any_cpu.sh $(FILES)
 
 quick: $(INSTALLED)
 	$(PYTEST) -m unit -n 2
@@ -66,7 +70,7 @@ check: $(INSTALLED)
 browser-test: $(INSTALLED)
 	apt-get install --yes --quiet chromium
 	npm install --silent --prefix build/playwright playwright-core
-	NODE_PATH=build/playwright/node_modules $(PYTEST) tests/test_browser.py
+	NODE_PATH=build/playwright/node_modules $(PYTEST) tests/docs/test_browser.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .coverage* .*_cache outputs
