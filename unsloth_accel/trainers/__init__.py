@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from .mixin import UnslothAcceleratedTrainerMixin, accelerated
+from .factory import accelerated
+from .mixin import UnslothAcceleratedTrainerMixin
 
 
 if TYPE_CHECKING:
