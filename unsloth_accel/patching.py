@@ -1,7 +1,10 @@
 """Replacing an attribute or item so that it can be put back."""
 
 from collections.abc import Callable, MutableMapping
+from functools import partial
+from types import MethodType
 from typing import Any
+from weakref import ref
 
 
 Undo = Callable[[], None]
@@ -16,19 +19,30 @@ def replace_attribute(owner: Any, name: str, value: Any) -> Undo:
         value (`Any`): Its new value.
 
     Returns:
-        `Undo`: Restores what `vars(owner)` held, and removes what it did not hold.
+        `Undo`: Restores what `vars(owner)` held, and removes what it did not hold. It does not keep `owner` alive.
     """
     was_there = name in vars(owner)
-    original = vars(owner).get(name)
+    original = _unbound(vars(owner).get(name), owner)
+    reference = ref(owner)
 
     def undo() -> None:
+        alive = reference()
+        if alive is None:
+            return
         if was_there:
-            setattr(owner, name, original)
+            setattr(alive, name, original(alive))
         else:
-            delattr(owner, name)
+            delattr(alive, name)
 
     setattr(owner, name, value)
     return undo
+
+
+def _unbound(value: Any, owner: Any) -> Callable[[Any], Any]:
+    """Gives `value` back when it is called with `owner`: a method that stays bound to it would keep it alive."""
+    if isinstance(value, MethodType) and value.__self__ is owner:
+        return partial(MethodType, value.__func__)
+    return lambda _: value
 
 
 def replace_item(mapping: MutableMapping[str, str], key: str, value: str) -> Undo:

@@ -1,43 +1,53 @@
 import copy
+import gc
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import MethodType, ModuleType
+from typing import Any
+from weakref import ref
 
 import pytest
 
+from harness import ROOT
 from unsloth_accel.ddp.mode import parallel_mode
 from unsloth_accel.fixes import FIXES, Verdict, apply_fixes, registry, save_once, status
 from unsloth_accel.fixes.fix import Fix
 from unsloth_accel.fixes.table import as_markdown
 from unsloth_accel.patching import replace_attribute
-from unsloth_accel.saving.atomic_directory import atomic_directory
 
 
-ROOT = Path(__file__).parents[2]
+def state_of(name: str, model: Any = None) -> str:
+    return next(row.state for row in status(model) if row.name == name)
 
 
-def test_the_page_is_what_the_registry_says():
+def test_the_page_is_what_the_registry_says() -> None:
     page = (ROOT / "docs" / "fixes.md").read_text()
     assert page == as_markdown(), "run: python -m unsloth_accel.fixes.table > docs/fixes.md"
 
 
 @pytest.mark.parametrize("fix", FIXES, ids=lambda fix: fix.name)
-def test_each_fix_keeps_the_contract(fix):
+def test_each_fix_keeps_the_contract(fix: Fix) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", fix.name)
     assert fix.upstream.startswith("https://github.com/")
     assert isinstance(fix.probe(None), Verdict)
     assert fix.probe(None).reason
     assert fix.until is None or len(fix.until.split()) == 2
+    assert (fix.apply is None) == (fix.in_place is not None)
     assert [other.name for other in FIXES].count(fix.name) == 1
 
 
+class Greeter:
+    greet = "hello"
+
+
 @pytest.fixture
-def one_fix(monkeypatch):
-    """The registry with a single fix, which renames `owner.greet`."""
-    owner = SimpleNamespace(greet="hello")
+def greeter(monkeypatch: pytest.MonkeyPatch) -> Greeter:
+    """The registry with a single fix, which changes what this greeter says, on two ranks."""
+    owner = Greeter()
     rename = Fix(
         name="rename",
         symptom="it greets in English",
@@ -48,30 +58,31 @@ def one_fix(monkeypatch):
         apply=lambda model: replace_attribute(owner, "greet", "bonjour"),
     )
     monkeypatch.setattr(registry, "FIXES", (rename,))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     return owner
 
 
-def test_with_one_rank_nothing_is_applied(one_fix, monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+def test_with_one_rank_nothing_is_applied(greeter: Greeter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE")
     assert apply_fixes().names == ()
-    assert one_fix.greet == "hello"
+    assert greeter.greet == "hello"
 
 
-def test_applying_and_undoing_show_in_the_status(one_fix, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert status()[0].state == "needed"
+def test_applying_and_undoing_show_in_the_status(greeter: Greeter) -> None:
+    assert state_of("rename") == "needed"
     with apply_fixes() as applied:
         assert applied.names == ("rename",)
-        assert one_fix.greet == "bonjour"
-        assert status()[0].state == "applied"
-    assert one_fix.greet == "hello"
-    assert status()[0].state == "needed"
+        assert greeter.greet == "bonjour"
+        assert state_of("rename") == "applied"
+    assert greeter.greet == "hello"
+    assert state_of("rename") == "needed"
     applied.undo()
-    assert status()[0].state == "needed"
+    assert state_of("rename") == "needed"
 
 
-def test_a_fix_that_is_not_needed_is_not_applied(one_fix, monkeypatch, caplog):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_a_fix_that_is_not_needed_is_not_applied(
+    greeter: Greeter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("DEBUG", "unsloth_accel")
     not_needed = replace(registry.FIXES[0], probe=lambda model: Verdict(False, "it is evening"))
     monkeypatch.setattr(registry, "FIXES", (not_needed,))
@@ -80,39 +91,53 @@ def test_a_fix_that_is_not_needed_is_not_applied(one_fix, monkeypatch, caplog):
     assert caplog.messages == ["fix rename: not needed, it is evening"], "with `debug` the reasons are logged"
 
 
-def test_handles_may_be_undone_in_any_order(one_fix, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_a_fix_that_finds_nothing_to_change_is_not_applied(greeter: Greeter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "FIXES", (replace(registry.FIXES[0], apply=lambda model: None),))
+    assert apply_fixes().names == ()
+    assert state_of("rename") == "needed"
+
+
+def test_what_is_done_another_way_is_applied_while_it_is_in_place(
+    greeter: Greeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    another_way = replace(registry.FIXES[0], apply=None, in_place=lambda model: bool(done))
+    monkeypatch.setattr(registry, "FIXES", (another_way,))
+    with apply_fixes() as applied:
+        assert applied.names == (), "a handle takes nothing of it back"
+        assert state_of("rename") == "needed"
+        done.append("by a trainer")
+        assert state_of("rename") == "applied"
+
+
+def test_handles_may_be_undone_in_any_order(greeter: Greeter) -> None:
     first, second = apply_fixes(), apply_fixes()
     first.undo()
-    assert one_fix.greet == "bonjour"
+    assert greeter.greet == "bonjour"
     first.undo()
-    assert one_fix.greet == "bonjour"
+    assert greeter.greet == "bonjour"
     second.undo()
-    assert one_fix.greet == "hello"
+    assert greeter.greet == "hello"
 
 
-def test_what_concerns_loading_is_held_until_it_is_released(one_fix, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_what_concerns_loading_is_held_until_it_is_released(greeter: Greeter, monkeypatch: pytest.MonkeyPatch) -> None:
     loading = replace(registry.FIXES[0], stage="loading")
     monkeypatch.setattr(registry, "FIXES", (loading, replace(loading, name="training", stage="training")))
     registry.apply_loading_fixes()
-    assert one_fix.greet == "hello", "there is nothing of Unsloth's to change yet"
-    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace())
+    assert greeter.greet == "hello", "there is nothing of Unsloth's to change yet"
+    monkeypatch.setitem(sys.modules, "unsloth", ModuleType("unsloth"))
     registry.apply_loading_fixes()
     registry.apply_loading_fixes()
-    assert one_fix.greet == "bonjour"
+    assert greeter.greet == "bonjour"
     assert [fix.state for fix in status()] == ["applied", "needed"]
     with apply_fixes():
         registry.undo_loading_fixes()
-        assert one_fix.greet == "bonjour", "a trainer still needs it"
-    assert one_fix.greet == "hello"
+        assert greeter.greet == "bonjour", "a trainer still needs it"
+    assert greeter.greet == "hello"
 
 
-def test_undo_removes_what_was_only_inherited():
-    class Base:
-        greet = "hello"
-
-    class Child(Base):
+def test_undo_removes_what_was_only_inherited() -> None:
+    class Child(Greeter):
         pass
 
     undo = replace_attribute(Child, "greet", "bonjour")
@@ -120,6 +145,92 @@ def test_undo_removes_what_was_only_inherited():
     undo()
     assert Child.greet == "hello"
     assert "greet" not in vars(Child)
+
+
+class Model:
+    """Saves as Unsloth's models do: to a folder and a sibling of it, by a method bound to the instance."""
+
+    save_pretrained_gguf: Callable[..., dict[str, Any]]
+
+    def __init__(self) -> None:
+        def save_pretrained_gguf(
+            self: Model, save_directory: str, tokenizer: Any = None, push_to_hub: bool = False
+        ) -> dict[str, Any]:
+            for folder in (Path(save_directory), Path(f"{save_directory}_gguf")):
+                folder.mkdir(parents=True)
+                (folder / "file").write_text(str(id(self)))
+            return {"gguf_files": [f"{save_directory}_gguf/file"], "from": str(save_directory), "is_vlm": False}
+
+        self.save_pretrained_gguf = MethodType(save_pretrained_gguf, self)
+
+
+@pytest.fixture
+def save_once_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry with the one fix that changes a model, on two ranks."""
+    monkeypatch.setattr(registry, "FIXES", (save_once.FIX,))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+
+@pytest.mark.usefixtures("save_once_alone")
+def test_a_fix_of_models_is_applied_where_a_model_has_it() -> None:
+    with apply_fixes() as of_process:
+        assert of_process.names == ()
+        assert state_of("save_once") == "needed", "no model was given"
+    fixed, other = Model(), Model()
+    with apply_fixes(fixed) as of_model:
+        assert of_model.names == ("save_once",)
+        states = [state_of("save_once", model) for model in (fixed, other, None)]
+        assert states == ["applied", "needed", "applied"]
+    assert state_of("save_once") == "needed"
+
+
+@pytest.mark.usefixtures("save_once_alone")
+def test_a_model_without_the_methods_is_not_fixed() -> None:
+    model = Greeter()
+    assert apply_fixes(model).names == ()
+    assert state_of("save_once", model) == "needed"
+
+
+@pytest.mark.usefixtures("save_once_alone")
+def test_two_trainers_of_a_model_may_let_go_of_it_in_any_order() -> None:
+    model = Model()
+    before = dict(vars(model))
+    first, second = apply_fixes(model), apply_fixes(model)
+    first.undo()
+    assert state_of("save_once", model) == "applied"
+    assert vars(model) != before
+    second.undo()
+    assert vars(model) == before
+
+
+def is_freed(model: "ref[Model]") -> bool:
+    gc.collect()
+    return model() is None
+
+
+@pytest.mark.usefixtures("save_once_alone")
+@pytest.mark.parametrize("undone", [True, False])
+def test_a_handle_does_not_keep_the_model_alive(undone: bool) -> None:
+    model = Model()
+    alive, handle = ref(model), apply_fixes(model)
+    assert handle.names == ("save_once",)
+    if undone:
+        handle.undo()
+    del model
+    assert is_freed(alive)
+    assert state_of("save_once") == "needed"
+    handle.undo()
+
+
+@pytest.mark.usefixtures("save_once_alone")
+def test_a_copy_of_a_fixed_model_does_not_keep_it_alive() -> None:
+    model = Model()
+    handle = apply_fixes(model)
+    alive, clone = ref(model), copy.deepcopy(model)
+    del model
+    assert is_freed(alive)
+    assert clone.save_pretrained_gguf.__self__ is clone  # type: ignore[attr-defined]
+    handle.undo()
 
 
 @pytest.mark.parametrize(
@@ -132,92 +243,23 @@ def test_undo_removes_what_was_only_inherited():
         ("UNSLOTH_TP_SIZE", "1", None),
     ],
 )
-def test_saving_stands_down_for_modes_that_split_the_weights(variable, value, mode, monkeypatch):
+def test_saving_stands_down_for_modes_that_split_the_weights(
+    variable: str, value: str, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(variable, value)
     assert parallel_mode() == mode
-    save_once = next(row for row in status() if row.name == "save_once")
-    assert save_once.state == ("not needed" if mode else "needed")
-    assert mode is None or mode in save_once.reason
+    row = next(row for row in status() if row.name == "save_once")
+    assert row.state == ("not needed" if mode else "needed")
+    assert mode is None or mode in row.reason
 
 
-def test_staging_leaves_nothing_behind_when_writing_fails(tmp_path):
-    def write():
-        with atomic_directory(tmp_path / "new" / "model") as beside:
-            Path(beside).mkdir()
-            (Path(beside) / "half").write_text("half")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write()
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_staging_replaces_an_export_of_other_shards_and_keeps_the_rest(tmp_path):
-    old = tmp_path / "model"
-    (old / "checkpoints").mkdir(parents=True)
-    for name in (
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-        "model.safetensors.index.json",
-    ):
-        (old / name).write_text("old")
-    (old / "README.md").write_text("mine")
-    (old / "checkpoints" / "1").write_text("mine")
-    (old / "config.json").write_text("old")
-    (tmp_path / "model.incomplete").mkdir()
-    (tmp_path / "model.incomplete" / "left by a killed writer").write_text("half")
-    with atomic_directory(str(old) + "/") as beside:
-        assert Path(beside).name == "model"
-        (Path(beside) / "sub").mkdir(parents=True)
-        (Path(beside) / "sub" / "file").write_text("new")
-        (Path(beside) / "model.safetensors").write_text("new")
-        (Path(beside) / "config.json").write_text("new")
-        gguf = Path(f"{beside}_gguf")
-        gguf.mkdir()
-        (gguf / "model.gguf").write_text("new")
-        assert (old / "config.json").read_text() == "old"
-    found = {str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.rglob("*") if file.is_file()}
-    assert found == {
-        "model/README.md": "mine",
-        "model/checkpoints/1": "mine",
-        "model/config.json": "new",
-        "model/model.safetensors": "new",
-        "model/sub/file": "new",
-        "model_gguf/model.gguf": "new",
-    }
-
-
-def test_an_adapter_does_not_replace_the_weights_of_a_model(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").write_text("base")
-    with atomic_directory(tmp_path / "model") as beside:
-        Path(beside).mkdir()
-        (Path(beside) / "adapter_model.safetensors").write_text("adapter")
-    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
-        "adapter_model.safetensors",
-        "model.safetensors",
-    ]
-
-
-class Model:
-    """Saves as Unsloth's models do: to a folder and a sibling of it, by a method bound to the instance."""
-
-    def __init__(self):
-        def save_pretrained_gguf(self, save_directory, tokenizer=None, push_to_hub=False):
-            for folder in (Path(save_directory), Path(f"{save_directory}_gguf")):
-                folder.mkdir(parents=True)
-                (folder / "file").write_text(str(id(self)))
-            return {"gguf_files": [f"{save_directory}_gguf/file"], "from": str(save_directory), "is_vlm": False}
-
-        self.save_pretrained_gguf = MethodType(save_pretrained_gguf, self)
-
-
-def test_what_a_saving_method_returns_names_the_final_place(tmp_path, monkeypatch):
+def test_what_a_saving_method_returns_names_the_final_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = Model()
     before = dict(vars(model))
     undo = save_once.apply(model)
-    save_once.apply(model)()
+    assert undo is not None
+    assert save_once.apply(model) is None, "each method once"
     assert model.save_pretrained_gguf("out/model/") == {
         "gguf_files": ["out/model_gguf/file"],
         "from": "out/model",
@@ -231,7 +273,9 @@ def test_what_a_saving_method_returns_names_the_final_place(tmp_path, monkeypatc
     assert vars(model) == before
 
 
-def test_a_repository_name_and_a_folder_on_kaggle_are_passed_on(tmp_path, monkeypatch):
+def test_a_repository_name_and_a_folder_on_kaggle_are_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     model = Model()
     save_once.apply(model)
@@ -240,7 +284,7 @@ def test_a_repository_name_and_a_folder_on_kaggle_are_passed_on(tmp_path, monkey
     assert model.save_pretrained_gguf("kaggle/model")["from"] == "kaggle/model"
 
 
-def test_the_registry_loads_nothing_heavy():
+def test_the_registry_loads_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'trl', 'unsloth', 'datasets'}"
     code = f"import sys, unsloth_accel.fixes; print({heavy} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

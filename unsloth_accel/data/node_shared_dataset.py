@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
 import datasets
 from datasets.fingerprint import Hasher
@@ -18,6 +19,9 @@ from ..ranks.run_once import run_once
 K = TypeVar("K", bound=datasets.Dataset)
 
 logger = logging.getLogger(__name__)
+
+# Those that are alive.
+_shared: "WeakSet[NodeSharedDataset]" = WeakSet()
 
 
 class NodeSharedDataset(datasets.Dataset):
@@ -51,7 +55,14 @@ class NodeSharedDataset(datasets.Dataset):
 
 def share(dataset: datasets.Dataset) -> NodeSharedDataset:
     """The same rows as a [`NodeSharedDataset`]; nothing is copied."""
-    return _as(NodeSharedDataset, dataset)
+    shared = _as(NodeSharedDataset, dataset)
+    _shared.add(shared)
+    return shared
+
+
+def is_in_use() -> bool:
+    """Whether this process holds a [`NodeSharedDataset`]."""
+    return bool(_shared)
 
 
 def _as(kind: type[K], dataset: datasets.Dataset) -> K:

@@ -1,9 +1,10 @@
-"""Keeps what all ranks loaded alike out of the broadcasts of torch's DDP."""
+"""Tells torch's DDP to ignore what all ranks loaded alike: it would broadcast it."""
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -19,10 +20,13 @@ from .mode import parallel_mode
 NAMES = "_ddp_params_and_buffers_to_ignore"
 MARK = "_ddp_ignored"
 
+# Models that are alive and were wrapped while DDP ignored something of them.
+_wrapped: WeakSet[nn.Module] = WeakSet()
+
 
 @contextmanager
 def ignored_by_ddp(model: nn.Module) -> Iterator[None]:
-    """While DDP is built around `model` inside this block, constant tensors that all ranks hold alike stay out of it.
+    """DDP that is built around `model` inside this block ignores the constant tensors that all ranks hold alike.
 
     Call it on every rank, after the process group exists. DDP keeps the names, so the model is as before afterwards.
 
@@ -30,18 +34,27 @@ def ignored_by_ddp(model: nn.Module) -> Iterator[None]:
         model (`torch.nn.Module`): What DDP will wrap.
     """
     # Not decided by what this rank's model holds: a rank that holds something else must join, too.
-    undo = leave_out(model, agreed_names(model) if parallel_mode(model) is None else [])
+    names = agreed_names(model) if parallel_mode(model) is None else []
+    undo = ignore(model, names)
     try:
         yield
     finally:
         undo()
+    if names:
+        _wrapped.add(model)
+
+
+def is_ignoring(model: nn.Module | None) -> bool:
+    """Whether DDP was built around `model`, or any model that is alive, while it ignored something of it."""
+    return model in _wrapped if model is not None else bool(_wrapped)
 
 
 def constant_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training does not change, without what somebody has kept out of DDP already.
+    """What training does not change, without what DDP was told to ignore before.
 
     That is frozen parameters, and buffers that are computed and not loaded (`persistent=False`: rope frequencies,
-    Gemma's `embed_scale`) or hold integers. Running statistics are neither; DDP goes on to broadcast them.
+    Gemma's `embed_scale`) or hold integers, as packed weights do. Running statistics are neither, and a single integer
+    is their counter (`num_batches_tracked`): DDP goes on to broadcast them.
 
     Args:
         model (`torch.nn.Module`): What DDP will wrap.
@@ -50,9 +63,9 @@ def constant_tensors(model: nn.Module) -> dict[str, Tensor]:
         `dict[str, torch.Tensor]`: By the name that DDP knows. A shared tensor is there once.
     """
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    buffers = {name: b for name, b in model.named_buffers() if _is_computed(model, name) or not b.is_floating_point()}
-    taken = set(getattr(model, NAMES, ()))
-    return {name: tensor for name, tensor in {**frozen, **buffers}.items() if name not in taken}
+    buffers = {name: b for name, b in model.named_buffers() if _is_computed(model, name) or _holds_integers(b)}
+    ignored = set(getattr(model, NAMES, ()))
+    return {name: tensor for name, tensor in {**frozen, **buffers}.items() if name not in ignored}
 
 
 def _is_computed(model: nn.Module, path: str) -> bool:
@@ -60,8 +73,12 @@ def _is_computed(model: nn.Module, path: str) -> bool:
     return name in model.get_submodule(owner)._non_persistent_buffers_set
 
 
+def _holds_integers(buffer: Tensor) -> bool:
+    return buffer.dim() > 0 and not buffer.is_floating_point()
+
+
 def agreed_names(model: nn.Module) -> list[str]:
-    """The names that may stay out of DDP, the same answer on all ranks.
+    """The names that DDP may ignore, the same answer on all ranks.
 
     One checksum a rank is gathered in the group in which DDP would broadcast next, so nobody waits for a rank that
     DDP would not wait for, and every rank sees which ones differ. Unlike a maximum and minimum, the gathered ones name
@@ -110,21 +127,21 @@ def checksum(tensors: dict[str, Tensor]) -> str:
     for device in {total.device for total in sums.values()}:
         names = [name for name, total in sums.items() if total.device == device]
         totals.update(zip(names, torch.stack([sums[name] for name in names]).tolist(), strict=True))
-    told = [(name, str(tensor.dtype), tuple(tensor.shape), totals[name]) for name, tensor in tensors.items()]
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    rows = [(name, str(tensor.dtype), tuple(tensor.shape), totals[name]) for name, tensor in tensors.items()]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 def _sum(tensor: Tensor) -> Tensor:
-    octets = tensor.data.reshape(-1).view(torch.uint8)
-    if octets.storage_offset() % 8:  # a slice that cannot be read in words where it lies
-        octets = octets.clone()
-    whole = octets.numel() // 8 * 8
-    words, rest = octets[:whole].view(torch.int64).sum(), octets[whole:]
+    data = tensor.data.reshape(-1).view(torch.uint8)
+    if data.storage_offset() % 8:  # a slice that cannot be read as 64-bit words where it lies
+        data = data.clone()
+    whole = data.numel() // 8 * 8
+    words, rest = data[:whole].view(torch.int64).sum(), data[whole:]
     return words + rest.sum() if rest.numel() else words
 
 
-def leave_out(model: nn.Module, names: list[str]) -> Undo:
-    """Tells DDP to leave the named tensors alone, besides those it was told before.
+def ignore(model: nn.Module, names: list[str]) -> Undo:
+    """Tells DDP to ignore the named tensors, besides those it was told before.
 
     Args:
         model (`torch.nn.Module`): What DDP will wrap.

@@ -23,11 +23,11 @@ def probe(model: Any) -> Verdict:
     return Verdict(True, '`device_map="cuda:0"` puts the models of all ranks on the first GPU')
 
 
-def apply(model: Any) -> Undo:
+def apply(model: Any) -> Undo | None:
     """Makes Unsloth choose the GPU where the script names the first one, which can only be meant for one rank."""
     module = sys.modules.get(MODULE)
     if module is None:
-        return lambda: None
+        return None
     original = module.is_automatic_device_map
 
     @functools.wraps(original)

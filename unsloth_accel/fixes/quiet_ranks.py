@@ -18,24 +18,24 @@ def probe(model: Any) -> Verdict:
     return Verdict(True, "Unsloth prints what it patches and loads on every rank")
 
 
-def apply(model: Any) -> Undo:
+def apply(model: Any) -> Undo | None:
     """On the ranks after the first, drops what Unsloth's loaded modules print, and transformers' progress bars."""
     if is_main_process():
-        return lambda: None
+        return lambda: None  # in place, too: this is the rank that prints
     modules = [module for name, module in sys.modules.items() if _is_unsloth(name)]
     undos = [replace_attribute(module, "print", _drop) for module in modules]
     if "transformers" in sys.modules:
-        undos.append(_hide_bars())
-    return lambda: undo_all(undos)
+        undos += _hide_bars()
+    return (lambda: undo_all(undos)) if undos else None
 
 
-def _hide_bars() -> Undo:
+def _hide_bars() -> list[Undo]:
     from transformers.utils import logging
 
     if not logging.is_progress_bar_enabled():
-        return lambda: None
+        return []
     logging.disable_progress_bar()
-    return logging.enable_progress_bar
+    return [logging.enable_progress_bar]
 
 
 def _is_unsloth(name: str) -> bool:

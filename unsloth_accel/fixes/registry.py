@@ -1,11 +1,11 @@
 """Every fix, applying those that are needed, and taking them back."""
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..patching import Undo, undo_all
 from ..ranks.environment import is_distributed
@@ -42,10 +42,19 @@ FIXES: tuple[Fix, ...] = (
     activation_offload.FIX,
 )
 
-# How many handles hold each fix. A patch of the process is made once and taken back with the last of them, so that
-# handles may be undone in any order.
-_holders: Counter[str] = Counter()
-_process_undo: dict[str, Undo] = {}
+
+@dataclass
+class _Patch:
+    """What one fix changed, in the process or in a model, and how many handles still need it."""
+
+    undo: Undo
+    holders: int = 0
+
+
+# By the fix's name. A patch is made once and taken back with the last of its handles, so these may be undone in any
+# order. That of a model ends with the model, which nothing here keeps alive.
+_of_process: dict[str, _Patch] = {}
+_of_models: WeakKeyDictionary[Any, dict[str, _Patch]] = WeakKeyDictionary()
 # What `apply_loading_fixes` holds.
 _loading: "list[AppliedFixes]" = []
 
@@ -74,8 +83,10 @@ class FixStatus:
 class AppliedFixes:
     """Takes back what one call of [`apply_fixes`] did: `undo()`, or leaving a `with` block.
 
+    It does not keep the model alive.
+
     Attributes:
-        names (`tuple[str, ...]`): The fixes that were applied.
+        names (`tuple[str, ...]`): The fixes that are in place and that this takes back.
     """
 
     def __init__(self, names: tuple[str, ...], undos: list[Undo]) -> None:
@@ -134,32 +145,51 @@ def _apply(fixes: Sequence[Fix], model: Any) -> AppliedFixes:
         log_debug("fix %s: %s, %s", fix.name, "needed" if verdict.needed else "not needed", verdict.reason)
         if verdict.needed:
             needed.append(fix)
-    return AppliedFixes(tuple(fix.name for fix in needed), [_hold(fix, model) for fix in needed])
+    releases = {fix.name: release for fix in needed if (release := _hold(fix, model)) is not None}
+    return AppliedFixes(tuple(releases), list(releases.values()))
 
 
-def _hold(fix: Fix, model: Any) -> Undo:
-    undo_model = None
-    if fix.apply is not None and fix.stage == "model":
-        undo_model = fix.apply(model) if model is not None else None
-    elif fix.apply is not None and not _holders[fix.name]:
-        _process_undo[fix.name] = fix.apply(model)
-    _holders[fix.name] += 1
+def _hold(fix: Fix, model: Any) -> Undo | None:
+    """Applies `fix` where it is not in place yet. Returns what releases it, or None if there was nothing to change."""
+    if fix.apply is None or (fix.stage == "model" and model is None):
+        return None
+    patches = _of_models.setdefault(model, {}) if fix.stage == "model" else _of_process
+    if fix.name not in patches:
+        undo = fix.apply(model)
+        if undo is None:
+            return None
+        patches[fix.name] = _Patch(undo)
+    patches[fix.name].holders += 1
+    return lambda: _release(fix.name, patches)
 
-    def release() -> None:
-        _holders[fix.name] -= 1
-        if undo_model is not None:
-            undo_model()
-        if not _holders[fix.name] and fix.name in _process_undo:
-            _process_undo.pop(fix.name)()
 
-    return release
+def _release(name: str, patches: dict[str, _Patch]) -> None:
+    patches[name].holders -= 1
+    if not patches[name].holders:
+        patches.pop(name).undo()
 
 
 def status(model: Any = None) -> list[FixStatus]:
-    """Tells for each fix whether this installation, and `model`, need it and whether it is applied."""
+    """Tells for each fix whether this installation, and `model`, need it and whether it is in place now.
+
+    Args:
+        model (`torch.nn.Module`, *optional*): Without it, a fix of models counts as applied where any model has it.
+
+    Returns:
+        `list[FixStatus]`: One for each fix.
+    """
     rows = []
     for fix in FIXES:
         verdict = fix.probe(model)
-        state = "applied" if _holders[fix.name] else "needed" if verdict.needed else "not needed"
+        state = "applied" if _is_in_place(fix, model) else "needed" if verdict.needed else "not needed"
         rows.append(FixStatus(fix.name, state, verdict.reason, fix.symptom, fix.upstream, fix.until))
     return rows
+
+
+def _is_in_place(fix: Fix, model: Any) -> bool:
+    if fix.in_place is not None:
+        return fix.in_place(model)
+    if fix.stage != "model":
+        return fix.name in _of_process
+    models = _of_models.values() if model is None else [_of_models.get(model, {})]
+    return any(fix.name in patches for patches in models)

@@ -34,14 +34,14 @@ def probe(model: Any) -> Verdict:
     return Verdict(True, "every rank that calls a saving method of the model writes the same files")
 
 
-def apply(model: Any) -> Undo:
+def apply(model: Any) -> Undo | None:
     """Replaces the saving methods that are bound to `model`."""
     undos: list[Undo] = []
     for name in (*WRITES_FOLDER, *PUSHES):
         original = vars(model).get(name)
         if original is not None and not getattr(original, "_unsloth_accel_saves_once", False):
             undos.append(replace_attribute(model, name, _once(original, name in WRITES_FOLDER)))
-    return lambda: undo_all(undos)
+    return (lambda: undo_all(undos)) if undos else None
 
 
 def _once(original: MethodType, writes_folder: bool) -> MethodType:
@@ -64,7 +64,9 @@ def _once(original: MethodType, writes_folder: bool) -> MethodType:
         # With `push_to_hub=True` the destination names a repository.
         pushes = (call.arguments | call.arguments.get("kwargs", {})).get("push_to_hub", False)
         write = _write_beside if writes_folder and not pushes and not _on_kaggle() else _write
-        return run_once(lambda: write(save_to, destination), name=f"saving to {destination}")
+        return run_once(
+            lambda: write(save_to, destination), key=function.__name__, description=f"saving to {destination}"
+        )
 
     saves_once._unsloth_accel_saves_once = True  # type: ignore[attr-defined]
     return MethodType(saves_once, original.__self__)

@@ -21,11 +21,11 @@ def probe(model: Any) -> Verdict:
     return Verdict(True, "all ranks that train `embed_tokens` or `lm_head` write and map the same file")
 
 
-def apply(model: Any) -> Undo:
+def apply(model: Any) -> Undo | None:
     """Puts the rank into the path. What was moved to disk before this is applied keeps the shared one."""
     module = sys.modules.get(MODULE)
     if module is None:
-        return lambda: None
+        return None
     original = module.offload_to_disk
 
     @functools.wraps(original)

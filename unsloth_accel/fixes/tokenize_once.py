@@ -1,5 +1,6 @@
-"""Names the waste of tokenising on every rank; `data/prepare_once.py` takes it away."""
+"""Tokenising on every rank, which `data/prepare_once.py` takes away."""
 
+import sys
 from typing import Any
 
 from .fix import Fix, Verdict
@@ -8,6 +9,12 @@ from .fix import Fix, Verdict
 def probe(model: Any) -> Verdict:
     """Every release so far prepares on every rank; some make the ranks wait inside a collective besides."""
     return Verdict(True, "every rank tokenises the whole data set; our trainers prepare through `prepare_once`")
+
+
+def in_place(model: Any) -> bool:
+    """Whether this process holds a data set that was tokenised once. Where none is, its module need not be loaded."""
+    sharing = sys.modules.get("unsloth_accel.data.node_shared_dataset")
+    return sharing is not None and sharing.is_in_use()
 
 
 FIX = Fix(
@@ -21,4 +28,5 @@ FIX = Fix(
     until=None,
     probe=probe,
     apply=None,
+    in_place=in_place,
 )
