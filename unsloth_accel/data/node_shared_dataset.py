@@ -2,18 +2,15 @@
 
 import copy
 import logging
-import shutil
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 import datasets
-from datasets.fingerprint import Hasher
 
 from ..ranks.environment import local_rank
 from ..ranks.run_once import run_once
+from .reference import dataset_from, reference_to
 
 
 K = TypeVar("K", bound=datasets.Dataset)
@@ -42,15 +39,20 @@ class NodeSharedDataset(datasets.Dataset):
 
     def _once(self, function: Any, kwargs: dict[str, Any], transform: Callable[[Any], Any]) -> "NodeSharedDataset":
         plain = _as(datasets.Dataset, self)
-        name = kwargs.get("desc") or "mapping a data set"
-        label = (self._fingerprint, getattr(function, "__qualname__", type(function).__qualname__), name)
-        of_worker, result = run_once(lambda: (label, on_disk(transform(plain))), name=name, scope="node")
-        if of_worker != label:
-            # Ranks that were given different rows keep their own, as they would without us.
-            if local_rank() == 1:
-                logger.warning("%s: the ranks were given different rows, so each works on its own.", name)
-            result = transform(plain)
-        return share(result)
+        description = kwargs.get("desc") or "mapping a data set"
+        call = [self._fingerprint, getattr(function, "__qualname__", type(function).__qualname__), description]
+        of_worker: dict[str, Any] = run_once(
+            lambda: {"call": call, "result": reference_to(transform(plain), plain)},
+            key="transform_dataset",
+            description=description,
+            scope="node",
+        )
+        if of_worker["call"] == call:
+            return share(dataset_from(of_worker["result"], plain))
+        # Ranks that were given different rows keep their own, as they would without us.
+        if local_rank() == 1:
+            logger.warning("%s: the ranks were given different rows, so each works on its own.", description)
+        return share(transform(plain))
 
 
 def share(dataset: datasets.Dataset) -> NodeSharedDataset:
@@ -70,37 +72,3 @@ def _as(kind: type[K], dataset: datasets.Dataset) -> K:
     converted: Any = copy.copy(dataset)
     converted.__class__ = kind
     return cast(K, converted)
-
-
-def on_disk(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The data set itself if it lies in files, else a copy in the cache of `datasets`, named by its content.
-
-    Only rows in files can be handed to another process by reference, and only for those does `datasets` find what an
-    earlier run has tokenised.
-
-    Args:
-        dataset (`datasets.Dataset`): A data set in files or in memory.
-
-    Returns:
-        `datasets.Dataset`: The same rows, in files.
-    """
-    if dataset.cache_files:
-        return dataset
-    key = Hasher.hash((dataset.with_format("arrow")[:], dataset.features, dataset.format))
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "unsloth_accel" / key
-    if not folder.exists():
-        _save(dataset, folder)
-    return datasets.load_from_disk(str(folder))
-
-
-def _save(dataset: datasets.Dataset, folder: Path) -> None:
-    """Beside, then renamed: the folder is complete or not there. Of two ranks that save at once, either's is right."""
-    beside = folder.with_name(f"{folder.name}.incomplete-{uuid.uuid4().hex}")
-    try:
-        dataset.save_to_disk(beside)
-        beside.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -35,10 +35,16 @@ def prepare_once(prepare: Callable[[Any], D], dataset: Any) -> D:
 
     if not is_distributed() or not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         return prepare(dataset)
-    from .node_shared_dataset import on_disk, share
+    from .disk_cache import on_disk
+    from .node_shared_dataset import share
 
     # The first rank writes; the others then find the file by the same content.
-    run_once(lambda: bool(on_disk(dataset)), name="writing the data set to the cache", scope="node")
+    run_once(
+        lambda: bool(on_disk(dataset)),
+        key="write_dataset",
+        description="writing the data set to the cache",
+        scope="node",
+    )
     with _nobody_goes_first():
         return prepare(share(on_disk(dataset)))
 

@@ -13,19 +13,48 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 CONNECT_SECONDS = 600.0
+ERROR_SECONDS = 10.0
 LEAVE_SECONDS = 10.0
 POLL_SECONDS = 0.2
 
 
 def publish_error(text: str) -> None:
-    """Leaves the text of this rank's error in the store, for [`fetch_error`]."""
-    connect().set(f"error/{rank()}", text)
+    """Leaves the text of this rank's error in the store, for [`fetch_error`].
+
+    Args:
+        text (`str`): What the other ranks will show.
+    """
+    connect().set(_error_key(rank()), text)
 
 
-def fetch_error(failed: int) -> str:
-    """The error that rank `failed` published. Waits as long as a store waits: call it when it is known to be there."""
-    text: bytes = connect().get(f"error/{failed}")
+def fetch_error(failed: int, timeout: float = ERROR_SECONDS) -> str:
+    """Reads the error that another rank published.
+
+    Args:
+        failed (`int`): The rank that failed.
+        timeout (`float`, *optional*, defaults to 10.0): How many seconds to wait for its text.
+
+    Returns:
+        `str`: Its text, or, where it could not leave one, a sentence that says so.
+    """
+    from torch.distributed import DistNetworkError, DistStoreError
+
+    try:
+        connect().wait([_error_key(failed)], timedelta(seconds=timeout))
+        text: bytes = connect().get(_error_key(failed))
+    except (
+        DistStoreError,
+        DistNetworkError,
+    ):  # nothing came in time; or the store is gone, with the rank that hosts it
+        return (
+            f"(rank {failed} left no error within {timeout:.0f} s: it was killed or is cut off. See its own output.)"
+        )
     return text.decode()
+
+
+def has_ended(other: int) -> bool:
+    """Whether the process of rank `other` has come to its end. One that was killed never tells."""
+    return connect().check([_end_key(other)])
 
 
 @cache
@@ -40,22 +69,38 @@ def connect() -> "Store":
     server = TCPStore(
         host,
         port,
-        is_master=not agent_hosts_store() and rank() == 0,
+        is_master=_hosts_store(),
         timeout=timedelta(seconds=CONNECT_SECONDS),
         wait_for_workers=False,
         multi_tenant=True,
     )
     # An agent's store outlives a restart of the ranks, and so would the answers of the attempt that failed.
     store = PrefixStore(f"unsloth_accel/{restart_count()}", server)
-    if not agent_hosts_store():
-        atexit.register(_leave, store)
+    atexit.register(_publish_end, store)
     return store
 
 
-def _leave(store: "Store") -> None:
-    """Keeps rank 0, which hosts the store, alive until the ranks that may still read from it have left."""
-    left = store.add("left", 1)
-    deadline = time.monotonic() + LEAVE_SECONDS
-    while rank() == 0 and left < world_size() and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-        left = store.add("left", 0)
+def _hosts_store() -> bool:
+    return not agent_hosts_store() and rank() == 0
+
+
+def _publish_end(store: "Store") -> None:
+    """Tells that this rank has ended. A rank that hosts the store stays until the others, which may read, have too."""
+    from torch.distributed import DistNetworkError
+
+    try:
+        store.set(_end_key(rank()), "")
+        ranks = [_end_key(other) for other in range(world_size())]
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while _hosts_store() and not store.check(ranks) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+    except DistNetworkError:
+        return  # The store is gone before this rank, and with it all who could read this.
+
+
+def _error_key(of_rank: int) -> str:
+    return f"error/{of_rank}"
+
+
+def _end_key(of_rank: int) -> str:
+    return f"ended/{of_rank}"
