@@ -1,15 +1,16 @@
 """One rank of each node tokenises; the others load what it wrote."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from ..patching import replace_attribute, undo_all
 from ..ranks.environment import is_distributed
 from ..ranks.run_once import run_once
 
 
 D = TypeVar("D")
+
+_preparing = False
 
 
 def prepare_once(prepare: Callable[[Any], D], dataset: Any) -> D:
@@ -19,6 +20,9 @@ def prepare_once(prepare: Callable[[Any], D], dataset: Any) -> D:
     it gets does its transformations once per node; see [`NodeSharedDataset`]. `datasets` caches each by content:
     rows, function, tokenizer and arguments, so a second run tokenises nothing. The result shares, too: what Unsloth's
     `train_on_responses_only` maps later also runs once.
+
+    TRL prepares inside Accelerate's `main_process_first`, where ranks wait for each other in a collective. Apply the
+    fix of that name around this call, as our trainers do: it lets all ranks in at once while data are prepared here.
 
     Args:
         prepare (`Callable`): Takes the data set and returns it ready for training.
@@ -45,25 +49,20 @@ def prepare_once(prepare: Callable[[Any], D], dataset: Any) -> D:
         description="writing the data set to the cache",
         scope="node",
     )
-    with _nobody_goes_first():
+    with _preparation():
         return prepare(share(on_disk(dataset)))
 
 
 @contextmanager
-def _nobody_goes_first() -> Iterator[None]:
-    """TRL prepares under Accelerate's `main_process_first`, where the ranks wait for each other in collectives.
-
-    https://github.com/huggingface/accelerate/blob/main/src/accelerate/state.py: without try / finally there, a first
-    rank that raises leaves the others waiting.
-    """
-    from accelerate import PartialState
-
-    def at_once(self: PartialState) -> Any:
-        return nullcontext()
-
-    names = ("main_process_first", "local_main_process_first")
-    undos = [replace_attribute(PartialState, name, at_once) for name in names]
+def _preparation() -> Iterator[None]:
+    global _preparing
+    _preparing = True
     try:
         yield
     finally:
-        undo_all(undos)
+        _preparing = False
+
+
+def is_preparing() -> bool:
+    """Whether [`prepare_once`] is at work in this process, and orders the ranks itself."""
+    return _preparing

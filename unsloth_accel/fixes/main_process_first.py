@@ -1,9 +1,10 @@
-"""Lets the other ranks go on when the first one fails in Accelerate's `main_process_first`."""
+"""Accelerate's `main_process_first`: no rank is left waiting in a collective for the first one."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from ..data.prepare_once import is_preparing
 from ..patching import Undo, replace_attribute, undo_all
 from .fix import Fix, Verdict
 
@@ -30,6 +31,10 @@ def apply(model: Any) -> Undo:
 
 @contextmanager
 def _goes_first(state: Any, is_main: bool) -> Iterator[None]:
+    if is_preparing():
+        # There the ranks wait outside any collective: rank 0 may take longer than the process group's timeout.
+        yield
+        return
     if not is_main:
         state.wait_for_everyone()
     try:
@@ -45,7 +50,10 @@ FIX = Fix(
         "An error on rank 0 while data are prepared (disk full, a dead worker process) is swallowed or shown, and the "
         "other ranks hang for ever."
     ),
-    remedy="The first rank reaches the barrier also when its block raises, so the others go on.",
+    remedy=(
+        "The first rank reaches the barrier also when its block raises, so the others go on. While our trainers "
+        "prepare data, which orders the ranks by itself, there is no barrier."
+    ),
     upstream="https://github.com/huggingface/accelerate/blob/main/src/accelerate/state.py",
     until=None,
     probe=probe,
