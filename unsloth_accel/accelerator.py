@@ -15,11 +15,12 @@ from .ddp.mode import (
     check_ranks_train_together,
     destroy_process_group_at_exit,
     log_stand_down,
-    parallel_mode,
-    runs_ddp,
+    other_mode,
+    runs_plain_ddp,
 )
 from .ddp.policy import configure_ddp, log_policy
-from .ddp.reduction import StepReduction
+from .ddp.prepare import find_ddp, forget_preparation
+from .ddp.run import DataParallelRun
 from .errors import PeerError
 from .fixes import AppliedFixes, apply_fixes, apply_loading_fixes
 from .plugin import UnslothAcceleratorPlugin
@@ -69,13 +70,13 @@ class UnslothAccelerator(Accelerator):
         self.plugin = plugin or UnslothAcceleratorPlugin()
         given = [h for h in kwargs_handlers or () if isinstance(h, DistributedDataParallelKwargs)]
         self._user_set_ddp = set(self.plugin.explicit_ddp_fields()).union(*(handler.to_kwargs() for handler in given))
-        self._reductions: list[StepReduction] = []
+        self._runs: list[DataParallelRun] = []
         self.applied_fixes: list[AppliedFixes] = []
         # Accelerate's launcher does not tell several ranks about `use_cpu`.
         kwargs.setdefault("cpu", is_distributed() and not torch.accelerator.is_available())
         super().__init__(*args, kwargs_handlers=self.plugin.to_handlers(kwargs_handlers), **kwargs)
         check_ranks_train_together(self)
-        if runs_ddp(self):
+        if runs_plain_ddp(self):
             destroy_process_group_at_exit()
             apply_loading_fixes()
 
@@ -84,53 +85,90 @@ class UnslothAccelerator(Accelerator):
     ) -> Any:
         """As `Accelerator.prepare_model`; a trainable model is wrapped with the gradient synchronisation chosen."""
         trained = any(parameter.requires_grad for parameter in model.parameters())
-        if evaluation_mode or not trained or not self._is_in_charge_of(model):
+        is_wrapped = find_ddp(model) is not None
+        if evaluation_mode or is_wrapped or not trained or not self._is_in_charge_of(model):
             return super().prepare_model(model, device_placement, evaluation_mode)
-        choice = configure_ddp(model, self.plugin, self.ddp_handler, self._user_set_ddp)
+        choice = configure_ddp(model, self.plugin, self, self._user_set_ddp)
         log_policy(choice, self.ddp_handler, self.num_processes)
         self.applied_fixes.append(apply_fixes(model))
+        forget_preparation(model)
         with ignored_by_ddp(model):
             prepared = super().prepare_model(model, device_placement, evaluation_mode)
-        if choice.mode == "deferred" and isinstance(prepared, DistributedDataParallel):
-            self._reductions.append(StepReduction(prepared, deferred=True))
+        if isinstance(prepared, DistributedDataParallel):
+            self._runs.append(DataParallelRun(prepared, deferred=choice.mode == "deferred"))
         return prepared
 
     def _is_in_charge_of(self, model: nn.Module) -> bool:
         """Whether plain data parallelism trains the model; another mode is named once for each model."""
-        mode = parallel_mode(model)
-        if runs_ddp(self) and mode is None:
-            return True
-        if self.num_processes > 1:
-            log_stand_down(mode or self.distributed_type.value)
-        return False
-
-    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
-        """As `Accelerator.backward`; after the last micro-batch of a step the gradients are averaged."""
-        super().backward(loss, **kwargs)
-        if self.sync_gradients:
-            for reduction in self._reductions:
-                reduction.run()
-                reduction.rows()
+        other = other_mode(self, model)
+        if other is not None:
+            log_stand_down(other)
+        return self.num_processes > 1 and other is None
 
     @contextmanager
     def accumulate(self, *models: nn.Module) -> Iterator[None]:
-        """As `Accelerator.accumulate`; an error inside is announced to the other ranks, which then stop, too.
+        """As `Accelerator.accumulate`; an error inside is told to the other ranks, which then stop, too.
 
         Gather metrics outside the block: a rank that waits in a gather inside it does not hear of the error.
         """
+        begun = [run.begun for run in self._runs]
         try:
             with super().accumulate(*models):
                 yield
         except PeerError:
             raise  # the others know already
         except Exception:
-            for reduction in self._reductions:
-                reduction.announce_failure()
+            # With several models nobody knows in whose reduction the others wait: this rank leaves at once.
+            joins = len(self._runs) == 1 and [run.begun for run in self._runs] == begun
+            for run in self._runs:
+                run.fail(joins=joins)
             raise
+
+    def _settle(self) -> None:
+        """Takes in what every rank said in the last step, before the ranks meet or anything leaves the process."""
+        for run in self._runs:
+            run.settle()
+
+    def gather(self, tensor: Any) -> Any:
+        """As `Accelerator.gather`."""
+        self._settle()
+        return super().gather(tensor)
+
+    def reduce(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Accelerator.reduce`."""
+        self._settle()
+        return super().reduce(*args, **kwargs)
+
+    def wait_for_everyone(self) -> None:
+        """As `Accelerator.wait_for_everyone`."""
+        self._settle()
+        super().wait_for_everyone()
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As `Accelerator.log`."""
+        self._settle()
+        super().log(*args, **kwargs)
+
+    def save_state(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Accelerator.save_state`."""
+        self._settle()
+        return super().save_state(*args, **kwargs)
+
+    def get_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Accelerator.get_state_dict`."""
+        self._settle()
+        return super().get_state_dict(*args, **kwargs)
+
+    def unwrap_model(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Accelerator.unwrap_model`, which is what saving a model begins with."""
+        self._settle()
+        return super().unwrap_model(*args, **kwargs)
 
     def free_memory(self, *objects: Any) -> Any:
         """As `Accelerator.free_memory`; gradients of prepared models are DDP's again."""
-        for reduction in self._reductions:
-            reduction.close()
-        self._reductions.clear()
+        for run in self._runs:
+            run.close()
+        self._runs.clear()
+        while self.applied_fixes:
+            self.applied_fixes.pop().undo()
         return super().free_memory(*objects)

@@ -3,7 +3,8 @@
 UnslothAccelError
 |-- ConfigurationError (also a ValueError)    an argument, environment value or machine that cannot work
 |-- VersionError       (also an ImportError)  an installed package below its floor, or imported in the wrong order
-`-- PeerError          (also a RuntimeError)  another rank failed; its own error is in the message
+|-- PeerError          (also a RuntimeError)  another rank failed; its own error is in the message
+`-- GradientSyncError  (also a RuntimeError)  the ranks hold, or would get, different weights
 """
 
 
@@ -21,3 +22,7 @@ class VersionError(UnslothAccelError, ImportError):
 
 class PeerError(UnslothAccelError, RuntimeError):
     """Raised on this rank because another rank failed. The message names that rank and carries what is known of it."""
+
+
+class GradientSyncError(UnslothAccelError, RuntimeError):
+    """The ranks hold different weights, or an optimizer was about to make them different."""

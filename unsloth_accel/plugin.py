@@ -160,10 +160,11 @@ class UnslothAcceleratorPlugin:
         if not any(isinstance(handler, DistributedDataParallelKwargs) for handler in expanded):
             expanded.append(DistributedDataParallelKwargs())
         ddp = next(handler for handler in expanded if isinstance(handler, DistributedDataParallelKwargs))
-        self._write_into(ddp)
+        self.write_into(ddp)
         return expanded
 
-    def _write_into(self, ddp: "DistributedDataParallelKwargs") -> None:
+    def write_into(self, ddp: "DistributedDataParallelKwargs") -> None:
+        """Sets in Accelerate's handler what was asked for here."""
         from accelerate.utils import DDPCommunicationHookType
 
         for name, value in self.explicit_ddp_fields().items():

@@ -53,9 +53,28 @@ def parallel_mode(model: Any = None) -> str | None:
     return next((mode for mark, mode in _MARKS.items() if getattr(model, mark, None)), None)
 
 
-def runs_ddp(accelerator: "Accelerator") -> bool:
-    """Whether `accelerator` wraps models in torch's DDP over more than one rank."""
-    return accelerator.distributed_type.value in DDP_TYPES and accelerator.num_processes > 1
+def other_mode(accelerator: "Accelerator", model: Any = None, args: Any = None) -> str | None:
+    """Names what trains a model on several ranks instead of plain data parallelism.
+
+    Args:
+        accelerator (`Accelerator`): Whose ranks.
+        model (`torch.nn.Module`, *optional*): The model to train.
+        args (`TrainingArguments`, *optional*): Those of its trainer.
+
+    Returns:
+        `str`, *optional*: The mode in a user's words; None where that is plain data parallelism, or one process.
+    """
+    if accelerator.num_processes == 1:
+        return None
+    if (getattr(args, "context_parallel_size", None) or 1) > 1:
+        return "Unsloth's context parallelism"
+    wrapped_by = accelerator.distributed_type.value
+    return parallel_mode(model) or (None if wrapped_by in DDP_TYPES else wrapped_by)
+
+
+def runs_plain_ddp(accelerator: "Accelerator", model: Any = None, args: Any = None) -> bool:
+    """Whether plain data parallelism over several ranks trains the model: the one question before anything of ours."""
+    return accelerator.num_processes > 1 and other_mode(accelerator, model, args) is None
 
 
 def log_stand_down(mode: str) -> None:

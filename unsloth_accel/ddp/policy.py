@@ -4,7 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
+from accelerate import Accelerator
+from accelerate.utils import (
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    DynamoBackend,
+    is_compiled_module,
+)
 from torch import nn
 
 from ..errors import ConfigurationError
@@ -23,6 +29,7 @@ class GradientSyncChoice:
 
     mode: Literal["deferred", "overlapped"]
     reason: str
+    compiled: bool = False  # then DDP's reducer works inside the compiled graph, and ranks exchange no reports
 
 
 def trainable_bytes(model: nn.Module) -> int:
@@ -47,7 +54,11 @@ def graph_changes(model: nn.Module) -> str | None:
 
 
 def choose_gradient_sync(
-    model: nn.Module, plugin: UnslothAcceleratorPlugin, handler: DistributedDataParallelKwargs
+    model: nn.Module,
+    plugin: UnslothAcceleratorPlugin,
+    handler: DistributedDataParallelKwargs,
+    *,
+    compiled: bool = False,
 ) -> GradientSyncChoice:
     """Chooses between one reduction after backward and DDP's reducer.
 
@@ -58,12 +69,15 @@ def choose_gradient_sync(
             The user's choices; an explicit one wins.
         handler (`DistributedDataParallelKwargs`):
             The handler Accelerate will build DDP from, with the user's values in it.
+        compiled (`bool`, *optional*, defaults to `False`):
+            Whether `torch.compile` takes in the whole model, and DDP with it.
 
     Returns:
         `GradientSyncChoice`: The mode and the reason to log.
 
     Raises:
-        ConfigurationError: If `gradient_sync="deferred"` meets a communication hook in a passed handler.
+        ConfigurationError: If `gradient_sync="deferred"` meets a communication hook in a passed handler, or
+            `torch.compile`.
     """
     hooked = handler.comm_hook != DDPCommunicationHookType.NO
     if plugin.gradient_sync == "deferred" and hooked:
@@ -71,6 +85,8 @@ def choose_gradient_sync(
             f"`gradient_sync='deferred'` does not run the communication hook {handler.comm_hook!s} of the passed "
             "DistributedDataParallelKwargs. Remove the hook, or set `gradient_sync='overlapped'`."
         )
+    if compiled:
+        return _choose_compiled(plugin)
     changes = graph_changes(model)
     # DDP marks as ready what it finds unused. Reentrant checkpointing hides what is used, and marks it a second time.
     search = f"; the model has {changes}, so checkpointing must have use_reentrant=False" if changes else ""
@@ -84,23 +100,36 @@ def choose_gradient_sync(
     large = trainable_bytes(model) > DEFERRED_BYTES_LIMIT
     if changes is not None:  # deferred whatever the size, which costs memory but holds with every checkpointing
         return GradientSyncChoice("deferred", f"the model has {changes}{f'; {megabytes} are copied' if large else ''}")
+    if any(getattr(module, "sparse", False) for module in model.modules()):
+        return GradientSyncChoice("overlapped", "the gradients of an embedding are sparse")
     if large:
         return GradientSyncChoice("overlapped", f"{megabytes}, reducing them during backward pays")
     return GradientSyncChoice("deferred", f"{megabytes}, one reduction is cheapest")
 
 
+def _choose_compiled(plugin: UnslothAcceleratorPlugin) -> GradientSyncChoice:
+    if plugin.gradient_sync == "deferred":
+        raise ConfigurationError(
+            "`gradient_sync='deferred'` does not work with `torch_compile` or `--dynamo_backend`, which compile DDP's "
+            "reducer into the graph. Leave `gradient_sync` at 'auto', or do not compile the whole model: Unsloth "
+            "compiles its layers in any case."
+        )
+    reason = "torch.compile takes in DDP's reducer; ranks exchange no reports"
+    return GradientSyncChoice("overlapped", reason, compiled=True)
+
+
 def configure_ddp(
-    model: nn.Module, plugin: UnslothAcceleratorPlugin, handler: DistributedDataParallelKwargs, user_set: set[str]
+    model: nn.Module, plugin: UnslothAcceleratorPlugin, accelerator: Accelerator, user_set: set[str]
 ) -> GradientSyncChoice:
-    """Chooses how gradients are averaged and writes the rule's DDP settings into `handler`.
+    """Chooses how gradients are averaged and writes what follows for DDP into Accelerate's handler.
 
     Args:
         model (`nn.Module`):
             The model before it is wrapped.
         plugin (`UnslothAcceleratorPlugin`):
             The user's choices.
-        handler (`DistributedDataParallelKwargs`):
-            Changed in place. Accelerate builds DDP from it.
+        accelerator (`Accelerator`):
+            Builds DDP from its `ddp_handler`, which is changed in place.
         user_set (`set[str]`):
             The handler's fields that carry an explicit value of the user; they stay.
 
@@ -110,13 +139,10 @@ def configure_ddp(
     Raises:
         ConfigurationError: If the model is split over several devices, or the choices contradict each other.
     """
-    devices = {parameter.device for parameter in model.parameters() if parameter.requires_grad}
-    if len(devices) > 1:
-        raise ConfigurationError(
-            f"`model` is split over {', '.join(sorted(map(str, devices)))}; with several ranks each one needs a whole "
-            "copy on its own GPU. Load it without `device_map`, or launch one process."
-        )
-    choice = choose_gradient_sync(model, plugin, handler)
+    _check_is_whole(model)
+    handler = accelerator.ddp_handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
+    plugin.write_into(handler)
+    choice = choose_gradient_sync(model, plugin, handler, compiled=_is_compiled(model, accelerator))
     overlapped = choice.mode == "overlapped"
     rule = {
         "find_unused_parameters": overlapped and graph_changes(model) is not None,
@@ -125,6 +151,21 @@ def configure_ddp(
     for name in rule.keys() - user_set:
         setattr(handler, name, rule[name])
     return choice
+
+
+def _check_is_whole(model: nn.Module) -> None:
+    devices = {parameter.device for parameter in model.parameters() if parameter.requires_grad}
+    if len(devices) > 1:
+        raise ConfigurationError(
+            f"`model` is split over {', '.join(sorted(map(str, devices)))}; with several ranks each one needs a whole "
+            "copy on its own GPU. Load it without `device_map`. If it is too big for one card: load it in 4 bit "
+            "(`load_in_4bit=True`, QLoRA); or let Unsloth shard it (`UNSLOTH_FSDP2=1 accelerate launch ...`); or "
+            "launch one process (`python script.py`), which may split it."
+        )
+
+
+def _is_compiled(model: nn.Module, accelerator: Accelerator) -> bool:
+    return bool(accelerator.state.dynamo_plugin.backend != DynamoBackend.NO or is_compiled_module(model))
 
 
 def log_policy(choice: GradientSyncChoice, handler: DistributedDataParallelKwargs, num_processes: int) -> None:

@@ -1,41 +1,36 @@
 """What turns a trainer of transformers or TRL into one that trains Unsloth's models on many ranks."""
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from ..data.prepare_once import prepare_once
 from ..ddp.ignored import ignored_by_ddp
-from ..ddp.mode import (
-    check_ranks_train_together,
-    destroy_process_group_at_exit,
-    log_stand_down,
-    parallel_mode,
-    runs_ddp,
-)
+from ..ddp.mode import check_ranks_train_together, destroy_process_group_at_exit, log_stand_down, other_mode
 from ..ddp.policy import GradientSyncChoice, configure_ddp, log_policy
-from ..ddp.reduction import RankReport, StepReduction
-from ..errors import ConfigurationError
+from ..ddp.prepare import find_ddp, forget_preparation
+from ..ddp.reports import RankReport, StepMember
+from ..ddp.run import DataParallelRun
+from ..errors import GradientSyncError, PeerError
 from ..fixes import AppliedFixes, apply_fixes
 from ..plugin import UnslothAcceleratorPlugin
+from ..ranks.environment import is_distributed
 from ..ranks.idle_gpus import log_idle_gpus
 from ..ranks.run_once import run_once
 from ..saving.atomic_directory import atomic_directory
+from .arguments import bound_arguments, check_arguments, correct_mean_loss
+from .signature import signature_with_plugin
+from .tokens import TokenCount
 
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer
 
     _Base = Trainer
 else:
     _Base = object
 
-# Steps that `step_reports` remembers.
-KEPT_STEPS = 1000
 # TrainingArguments that carry an explicit value for a field of DDP.
 _DDP_ARGUMENTS = {
     "ddp_find_unused_parameters": "find_unused_parameters",
@@ -59,204 +54,195 @@ class UnslothAcceleratedTrainerMixin(_Base):
     Attributes:
         applied_fixes ([`AppliedFixes`]):
             The handle that takes back the fixes this trainer applied.
-        step_reports (`list[list[RankReport]]`):
-            For each of the last 1000 optimizer steps, what each rank told: `tokens`, `wait_seconds` in the reduction
-            of the step before, `peak_memory_gib`.
+        step_reports (`Sequence[list[RankReport]]`):
+            For each of the last 1000 optimizer steps, what each rank reported.
 
     Raises:
-        ConfigurationError: If the batch size is below 1, the model is split over several GPUs, or a trainer of rewards
-            is given a language model.
+        ConfigurationError: If an argument cannot work on these ranks, or the model is split over several GPUs.
     """
 
-    # Whether nothing is gathered inside a micro-batch. Where something is, as in TRL's trainers their metrics, the
-    # others would wait for a failed rank there and not in the reduction: it leaves, and the launcher ends them.
-    _micro_batches_are_local = False
+    _run: DataParallelRun | None = None
+    # The reductions before the step whose micro-batches run now.
+    _computing_since: int | None = None
+    _given_plugin: UnslothAcceleratorPlugin | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        base = inspect.signature(super().__init__)
-        plugin = inspect.Parameter("plugin", inspect.Parameter.KEYWORD_ONLY, default=None)
-        named = [p for p in base.parameters.values() if p.name != "self"]
-        rest = [p for p in named if p.kind is inspect.Parameter.VAR_KEYWORD]
-        named = [p for p in named if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        cls.__signature__ = inspect.Signature([*named, plugin, *rest])  # type: ignore[attr-defined]
+        cls.__signature__ = signature_with_plugin(cls)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, plugin: UnslothAcceleratorPlugin | None = None, **kwargs: Any) -> None:
-        self.plugin = plugin or UnslothAcceleratorPlugin()
+        self.plugin = plugin or self._given_plugin or UnslothAcceleratorPlugin()
         self.applied_fixes = AppliedFixes((), [])
-        self.step_reports: list[list[RankReport]] = []
         self._gradient_sync: GradientSyncChoice | None = None
-        self._step_reduction: StepReduction | None = None
-        self._step_tokens: Tensor | float = 0
-        _check_arguments(args[1] if len(args) > 1 else kwargs.get("args"))
-        _check_gives_rewards(type(self), args[0] if args else kwargs.get("model"))
+        self._tokens = TokenCount()
+        given = bound_arguments(type(self), args, kwargs)
+        check_arguments(type(self), given, distributed=is_distributed())
         with apply_fixes():  # while the data are prepared; what concerns the model follows
             super().__init__(*args, **kwargs)
         check_ranks_train_together(self.accelerator)
-        if self._runs_plain_ddp():
-            destroy_process_group_at_exit()
-            self.add_callback(_reduction_callback(self))
-            self.applied_fixes = apply_fixes(self.model)
-            if self._gradient_sync is not None:
-                log_policy(self._gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
+        other = other_mode(self.accelerator, self.model, self.args)
+        if other is not None:
+            log_stand_down(other)
         elif self.accelerator.num_processes > 1:
-            log_stand_down(self._other_mode() or self.accelerator.distributed_type.value)
+            self._set_up_plain_ddp()
         elif self.args.device.type == "cuda":
             log_idle_gpus()
 
-    def _runs_plain_ddp(self) -> bool:
-        return runs_ddp(self.accelerator) and self._other_mode() is None
-
-    def _other_mode(self) -> str | None:
-        """Names the mode that trains the model instead of plain data parallelism, as far as Accelerate does not."""
-        if (getattr(self.args, "context_parallel_size", None) or 1) > 1:
-            return "Unsloth's context parallelism"
-        return parallel_mode(self.model)
-
-    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        arguments = super()._build_accelerator_args(**kwargs)
-        plain = self.args.world_size > 1 and _is_plain_ddp(arguments) and self._other_mode() is None
-        if plain and isinstance(self.model, nn.Module):
-            handlers = self.plugin.to_handlers(arguments["kwargs_handlers"])
-            handler = next(h for h in handlers if isinstance(h, DistributedDataParallelKwargs))
-            self._gradient_sync = configure_ddp(self.model, self.plugin, handler, self._user_set_ddp_fields())
-            arguments["kwargs_handlers"] = handlers
-        return arguments
+    def _set_up_plain_ddp(self) -> None:
+        destroy_process_group_at_exit()
+        assert self.model is not None, "transformers has refused a trainer without one"
+        # DDP is built when training begins, from the handler that is changed here.
+        self._gradient_sync = configure_ddp(self.model, self.plugin, self.accelerator, self._user_set_ddp_fields())
+        self.applied_fixes = apply_fixes(self.model)
+        correct_mean_loss(self)
+        log_policy(self._gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
 
     def _user_set_ddp_fields(self) -> set[str]:
         fields = {field for name, field in _DDP_ARGUMENTS.items() if getattr(self.args, name) is not None}
         return fields | set(self.plugin.explicit_ddp_fields())
 
+    @property
+    def step_reports(self) -> "list[list[RankReport]]":
+        """For each of the last 1000 optimizer steps, what each rank reported."""
+        return [] if self._run is None else list(self._run.step_reports)
+
+    # A run and its steps
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepare = super()._prepare_for_training
+        choice = self._gradient_sync
+        if choice is None or self.model is None:
+            return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if find_ddp(self.model_wrapped) is not None:  # wrapped by an earlier `train()`
+            prepared = prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
+        else:
+            self.model_wrapped = self.model
+            forget_preparation(self.model)
+            # Not in `__init__`: only what is frozen at the moment of wrapping may stay out of DDP.
+            with ignored_by_ddp(self.model):
+                prepared = prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._start_run(choice)
+        return prepared
+
+    def _start_run(self, choice: GradientSyncChoice) -> None:
+        ddp = find_ddp(self.model_wrapped)
+        if ddp is None:
+            raise GradientSyncError(
+                f"`accelerator.prepare` returned a {type(self.model_wrapped).__name__} that is not in DDP: the gradients "
+                "would stay those of each rank. Pass the trainer the model itself."
+            )
+        if not choice.compiled:
+            members = list(self._step_members())
+            self._run = DataParallelRun(ddp, deferred=choice.mode == "deferred", members=members)
+
+    def _step_members(self) -> Iterator[StepMember]:
+        """Who reports and decides in each optimizer step."""
+        yield self._tokens
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. A rank that fails in a step tells the others why, and they stop in the same step."""
+        self._run, self._computing_since = None, None
+        try:
+            output = super().train(*args, **kwargs)
+            self._settle_step()
+        except PeerError:
+            raise  # the others know already
+        except Exception:
+            if self._run is not None:
+                self._run.fail(joins=self._run.begun == self._computing_since and self._micro_batches_are_local())
+            raise
+        finally:
+            if self._run is not None:
+                self._run.close()
+        return output
+
+    def _micro_batches_are_local(self) -> bool:
+        """Whether nothing is gathered between two reductions.
+
+        Where something is, as in TRL's trainers their metrics, the others would wait for a failed rank there and not
+        in the reduction: it leaves, and the launcher ends them.
+        """
+        return False
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; what the ranks said in the step before is read between fetching rows and counting them.
+
+        The count is gathered, and Unsloth's waits for it, so that to wait here costs nothing.
+        """
+        if self._run is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
+        batches = [batch for batch, _ in zip(epoch_iterator, range(num_batches), strict=False)]
+        self._settle_step()
+        counted = super().get_batch_samples(iter(batches), num_batches, *args, **kwargs)
+        self._begin_step(batches)
+        return counted
+
+    def _begin_step(self, batches: list[Any]) -> None:
+        """Nothing of the step before is left for this one."""
+        assert self._run is not None, "a step of ours"
+        self._tokens.begin_step(batches)
+        self._computing_since = self._run.begun
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in transformers; where the loss did not run through the wrapped model, gradients are averaged here."""
+        loss = super().training_step(*args, **kwargs)
+        # Unsloth's GRPO runs the model without DDP around it.
+        if self._run is not None and self.accelerator.sync_gradients and self._run.has_local_gradients:
+            self._run.reduce()
+        return loss
+
+    def _settle_step(self) -> None:
+        """Takes in what every rank said in the last step; raises if one of them failed."""
+        if self._run is not None:
+            self._run.settle()
+
+    # Before anything is logged, saved, evaluated or returned, every rank knows what every rank did.
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
+            self._settle_step()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers."""
+        self._settle_step()
+        super().log(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers."""
+        self._settle_step()
+        return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers."""
+        self._settle_step()
+        return super().predict(*args, **kwargs)
+
+    # Data and files: one rank works for all
+
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         prepare = super()._prepare_dataset  # type: ignore[misc]  # TRL's trainers have it
         return prepare_once(lambda rows: prepare(rows, *args, **kwargs), dataset)
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepare = super()._prepare_for_training
-        model = self.model
-        if not isinstance(model, nn.Module) or self.model_wrapped is not model or not self._runs_plain_ddp():
-            return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
-        # Not in `__init__`: only what is frozen at the moment of wrapping may stay out of DDP.
-        with ignored_by_ddp(model):
-            return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers; the other ranks wait for the one that writes, and its error is raised on all of them."""
+        self._settle_step()
         save = super().save_model
-        if not self._runs_plain_ddp():
+        if self._gradient_sync is None:
             save(output_dir, _internal_call)
             return
         run_once(
             lambda: save(output_dir, _internal_call),
-            name=f"saving to {output_dir or self.args.output_dir}",
+            key="save_model",
+            description=f"saving step {self.state.global_step} to {output_dir or self.args.output_dir}",
             scope="node" if self.args.save_on_each_node else "world",
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not self._runs_plain_ddp():
+        if self._gradient_sync is None:
             super()._save(output_dir, state_dict)
             return
         folder = output_dir or self.args.output_dir
         assert folder is not None, "TrainingArguments have a default"
         with atomic_directory(folder) as beside:
             super()._save(beside, state_dict)
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """As in transformers; after the last micro-batch of a step gradients and each rank's numbers are reduced."""
-        reduction = self._step_reduction
-        if reduction is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        try:
-            self._step_tokens = self._step_tokens + count_tokens(inputs)
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        except Exception:
-            if self._micro_batches_are_local:
-                reduction.announce_failure()
-            raise
-        if self.accelerator.sync_gradients:
-            reduction.run(self._step_tokens, self._step_numbers())
-            self._step_tokens = 0
-        return loss
-
-    def _start_reducing(self) -> None:
-        """Takes over the model that `train()` has just wrapped, before its first micro-batch."""
-        self.step_reports = []
-        self._step_reduction = None
-        if self._gradient_sync is not None and isinstance(self.model_wrapped, DistributedDataParallel):
-            deferred = self._gradient_sync.mode == "deferred"
-            self._step_reduction = StepReduction(
-                self.model_wrapped, deferred=deferred, num_numbers=self._num_step_numbers()
-            )
-
-    def settle_step(self) -> None:
-        """Takes in what every rank said in the step's reduction; raises if one of them failed."""
-        if self._step_reduction is not None:
-            rows = self._step_reduction.rows()
-            self._take_rows(rows)
-            self.step_reports.append([row._replace(numbers=()) for row in rows])
-            del self.step_reports[:-KEPT_STEPS]
-
-    def _num_step_numbers(self) -> int:
-        """How many numbers of its own this trainer adds to each rank's row; the same on all ranks in all steps."""
-        return 0
-
-    def _step_numbers(self) -> list[float]:
-        """This rank's own numbers for the step that ends, at most `_num_step_numbers()` of them."""
-        return []
-
-    def _take_rows(self, rows: list[RankReport]) -> None:
-        """Receives every rank's row after the step's reduction, with the numbers of this trainer."""
-
-
-def _reduction_callback(trainer: UnslothAcceleratedTrainerMixin) -> "TrainerCallback":
-    """Calls the trainer at the two moments that no overridable method marks."""
-    from transformers import TrainerCallback
-
-    class ReduceOncePerStep(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            trainer._start_reducing()
-
-        # The optimizer's work is queued by now, so waiting costs nothing, and nothing is logged or saved yet.
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            trainer.settle_step()
-
-    return ReduceOncePerStep()
-
-
-def _check_arguments(arguments: "TrainingArguments | None") -> None:
-    """Before the data are prepared, which can take long."""
-    if arguments is not None and arguments.per_device_train_batch_size < 1:
-        raise ConfigurationError(
-            f"`per_device_train_batch_size` must be at least 1, got {arguments.per_device_train_batch_size}."
-        )
-
-
-def _check_gives_rewards(trainer_class: type, model: Any) -> None:
-    """TRL trains a language model's logits as if they were rewards, and says nothing."""
-    if not any(cls.__name__.endswith("RewardTrainer") for cls in trainer_class.__mro__):
-        return
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if getattr(head, "out_features", 1) > 1:
-        raise ConfigurationError(
-            f"`model` must give one reward for each row, got a language model ({type(model).__name__}). Load it with "
-            "`FastLanguageModel.from_pretrained(..., num_labels=1)`; without a GPU, where Unsloth ignores that, with "
-            "`AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)`."
-        )
-
-
-def _is_plain_ddp(arguments: dict[str, Any]) -> bool:
-    return not any(arguments.get(name) for name in ("deepspeed_plugin", "fsdp_plugin", "parallelism_config"))
-
-
-def count_tokens(inputs: Any) -> Tensor | float:
-    """Real tokens of one micro-batch, padding not counted; stays on the device, so nothing waits for it.
-
-    0 for a list of rows, as TRL's GRPO gets it: what it will generate from them has no length yet.
-    """
-    if not isinstance(inputs, Mapping):
-        return 0
-    mask = inputs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        return mask.sum()
-    ids = inputs.get("input_ids")
-    return ids.numel() if isinstance(ids, Tensor) else 0

@@ -1,27 +1,21 @@
 """The drop-in for `trl.SFTTrainer`. Importing this file imports unsloth, mends its loading, and imports trl."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..ddp.reduction import RankReport
+from ..ddp.reports import StepMember
 from ..fixes import apply_loading_fixes
 from ..imports import load_unsloth
 from .mixin import UnslothAcceleratedTrainerMixin
+from .sft_metrics import SFTMetrics
 
 
 load_unsloth()
 apply_loading_fixes()  # a script loads its model after this and before it makes a trainer
 import trl  # after Unsloth, which rebinds trl.SFTTrainer
-
-
-# What TRL's SFTTrainer logs per micro-batch: means over the labelled tokens of all ranks, and a mean over the ranks.
-_TOKEN_MEANS = ("entropy", "mean_token_accuracy")
-_RANK_MEANS = ("aux_loss",)
-# Numbers of one micro-batch in a rank's row: its labelled tokens, then one for each metric.
-_MICRO_BATCH_NUMBERS = 1 + len(_TOKEN_MEANS) + len(_RANK_MEANS)
 
 
 class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTrainer):
@@ -47,12 +41,22 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
     ```
     """
 
-    _micro_batches_are_local = True
+    _sft_metrics: SFTMetrics | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._micro_batch_numbers: list[list[float]] = []
-        self._tokens_before_step = 0.0
-        super().__init__(*args, **kwargs)
+    def _step_members(self) -> Iterator[StepMember]:
+        yield from super()._step_members()
+        self._sft_metrics = SFTMetrics(self, self.args.gradient_accumulation_steps)
+        yield self._sft_metrics
+
+    def _begin_step(self, batches: list[Any]) -> None:
+        super()._begin_step(batches)
+        assert self._sft_metrics is not None, "made when the run started"
+        self._sft_metrics.begin_step()
+
+    def _micro_batches_are_local(self) -> bool:
+        ours = type(self).compute_loss is UnslothAcceleratedSFTTrainer.compute_loss
+        gathers = self.args.include_num_input_tokens_seen != "no" or self.compute_loss_func is not None
+        return ours and not gathers
 
     def compute_loss(
         self,
@@ -61,12 +65,14 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """As in TRL, but while training nothing is gathered from the other ranks."""
-        if self._step_reduction is None or not model.training:
+        """As in TRL, but while training its metrics are not gathered from the other ranks."""
+        metrics = self._sft_metrics
+        stays_local = self._run is not None and model.training and self.compute_loss_func is None
+        if metrics is None or not stays_local or metrics.is_full:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         with self._metrics_stay_local():
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
-        self._note_micro_batch(inputs.get("labels"))
+        metrics.note_micro_batch(inputs.get("labels"))
         return loss
 
     @contextmanager
@@ -76,45 +82,3 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
             yield
         finally:
             del self.accelerator.gather_for_metrics
-
-    def _note_micro_batch(self, labels: Tensor | None) -> None:
-        """Keeps what TRL just logged for this micro-batch, or nothing where this Unsloth backend logs nothing."""
-        logged = self._metrics["train"]
-        if labels is not None and any(name in logged for name in _TOKEN_MEANS + _RANK_MEANS):
-            labelled = float((labels[..., 1:] != -100).sum())
-            metrics = [logged[name][-1] if name in logged else 0.0 for name in _TOKEN_MEANS + _RANK_MEANS]
-            self._micro_batch_numbers.append([labelled, *metrics])
-
-    def _num_step_numbers(self) -> int:
-        return _MICRO_BATCH_NUMBERS * self.args.gradient_accumulation_steps
-
-    def _step_numbers(self) -> list[float]:
-        return [number for micro_batch in self._micro_batch_numbers for number in micro_batch]
-
-    def _take_rows(self, rows: list[RankReport]) -> None:
-        """Puts into TRL's log what it would have gathered in each micro-batch."""
-        logged = self._metrics["train"]
-        if "num_tokens" in logged:
-            self._tokens_before_step += sum(row.tokens for row in rows)
-            self._total_train_tokens = int(self._tokens_before_step)
-            logged["num_tokens"] = [self._total_train_tokens]
-        count = len(self._micro_batch_numbers)
-        for index in range(count):
-            start = index * _MICRO_BATCH_NUMBERS
-            ranks = [row.numbers[start : start + _MICRO_BATCH_NUMBERS] for row in rows]
-            for name, value in _means_over_ranks(ranks).items():
-                if name in logged:
-                    logged[name][index - count] = value
-        self._micro_batch_numbers = []
-
-
-def _means_over_ranks(ranks: list[Sequence[float]]) -> dict[str, float]:
-    """`ranks`: `[world_size][1 + metrics]`, labelled tokens first. Each metric's mean as TRL gathers it."""
-    labelled = [numbers[0] for numbers in ranks]
-    means = {}
-    for column, name in enumerate(_TOKEN_MEANS + _RANK_MEANS, start=1):
-        weights = labelled if name in _TOKEN_MEANS else [1.0] * len(ranks)
-        total = sum(weights)
-        weighted = sum(weight * numbers[column] for weight, numbers in zip(weights, ranks, strict=True))
-        means[name] = weighted / total if total else 0.0
-    return means

@@ -1,0 +1,73 @@
+"""Stops an optimizer that would apply one rank's own gradients."""
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ..errors import GradientSyncError
+
+
+_ONE_RANKS_OWN = (
+    "The optimizer was about to apply gradients of this rank alone, and the ranks would train apart: {why}. Call the "
+    "model that `prepare` or the trainer wrapped, and run the last backward of a step outside `no_sync()`."
+)
+
+
+class OptimizerGuard:
+    """Knows which gradients are those of all ranks, and raises in any optimizer that steps on others.
+
+    Args:
+        parameters (`Sequence[nn.Parameter]`): The model's. Optimizers of other parameters are left alone.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._mine = {id(p) for p in parameters}
+        self._reductions = 0
+        self._local = False
+        # For each optimizer the reductions before its last step, and the gradients it then applied.
+        self._steps: WeakKeyDictionary[Optimizer, tuple[int, list[tuple[int, int]]]] = WeakKeyDictionary()
+        self.applied = True  # whether an optimizer has stepped since the last reduction
+        self._handle = register_optimizer_step_pre_hook(self._before_step)
+
+    def close(self) -> None:
+        """Lets every optimizer go on unchecked."""
+        self._handle.remove()
+
+    def note_local(self) -> None:
+        """A backward runs that no reduction will follow."""
+        self._local = True
+
+    def note_reduced(self) -> None:
+        """All gradients are now those of all ranks."""
+        self._local, self.applied = False, False
+        self._reductions += 1
+
+    @property
+    def has_local(self) -> bool:
+        """Whether a backward has run that no reduction followed."""
+        return self._local
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        gradients = self._gradients(optimizer)
+        if not gradients:
+            return
+        if self._local:
+            raise GradientSyncError(
+                _ONE_RANKS_OWN.format(
+                    why="a backward ran under `no_sync()`, or its forward did not go through the wrapped model"
+                )
+            )
+        reductions, applied = self._steps.get(optimizer, (0, []))
+        if reductions == self._reductions and gradients != applied:
+            raise GradientSyncError(_ONE_RANKS_OWN.format(why="no reduction has run since its last step"))
+        self._steps[optimizer] = (self._reductions, gradients)
+        self.applied = True
+
+    def _gradients(self, optimizer: Optimizer) -> list[tuple[int, int]]:
+        """What tells the optimizer's gradients for our parameters from later ones: the tensor and its version."""
+        parameters = (p for group in optimizer.param_groups for p in group["params"] if id(p) in self._mine)
+        return [(id(p.grad), p.grad._version) for p in parameters if p.grad is not None]

@@ -1,0 +1,212 @@
+"""One run of data-parallel training: who reduces when, what the ranks then know, and how it ends."""
+
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from itertools import count
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import ConfigurationError, GradientSyncError, PeerError
+from ..ranks.agreement import gather_values
+from ..ranks.store import fetch_error, publish_error
+from .backward import EndOfBackward
+from .checksum import WeightsChecksum
+from .chunks import TrainedChunks
+from .guard import OptimizerGuard
+from .reduction import GradientReduction
+from .reports import Action, RankReport, ReportExchange, SentReports, StepMember, Stopwatch
+
+
+# Steps whose reports are remembered.
+KEPT_STEPS = 1000
+# How long a failed rank waits for the others to come to the reduction before it leaves.
+FAILURE_SECONDS = 60.0
+
+# Runs are made in the same order on all ranks.
+_runs = count()
+
+
+class DataParallelRun:
+    """Averages gradients at the end of each backward and exchanges one report a rank.
+
+    Torch's DDP reduces inside backward. Under Unsloth's reentrant checkpointing its hooks can fire twice, and a rank
+    that fails in backward leaves the others waiting. Deferred, DDP's reducer stays unarmed and all gradients are
+    averaged in one reduction when the backward is complete. Reports ride behind it and are read one step later, or by
+    [`settle`], so that the host never waits for them in between.
+
+    Args:
+        ddp (`DistributedDataParallel`):
+            The wrapped model.
+        deferred (`bool`):
+            Whether gradients are averaged here. If not, DDP's reducer does that and only the reports are exchanged.
+        members (`Sequence[StepMember]`, *optional*):
+            Who else reports and decides; the same on all ranks.
+
+    Raises:
+        ConfigurationError: If the ranks train different parameters or have different members.
+    """
+
+    def __init__(self, ddp: DistributedDataParallel, *, deferred: bool, members: Sequence[StepMember] = ()) -> None:
+        self.ddp, self.deferred = ddp, deferred
+        self.begun = 0  # reductions so far, the one that runs included
+        self._number = next(_runs)
+        self.step_reports: deque[list[RankReport]] = deque(maxlen=KEPT_STEPS)
+        self._group, self._members = ddp.process_group, tuple(members)
+        everything = list(ddp.module.parameters())
+        self._trained = TrainedChunks(everything)
+        self._device = self._trained.parameters[0].device
+        columns = [column for member in self._members for column in member.columns]
+        self._names = {id(p): name for name, p in ddp.module.named_parameters()}
+        self._agree_on("what is trained", self._trained_names())
+        self._agree_on("what is reported", columns)
+        self._reduction = GradientReduction(self._trained, self._group)
+        self._exchange = ReportExchange(columns, self._group, self._device)
+        self._checksum, self._stopwatch = WeightsChecksum(), Stopwatch(self._device)
+        self._sent: SentReports | None = None
+        self._waited = 0.0
+        self._guard = OptimizerGuard(everything)
+        self._backward = EndOfBackward(
+            ddp,
+            deferred=deferred,
+            on_synced=self.reduce,
+            on_local=self._guard.note_local,
+            on_joined=self._guard.note_reduced,
+        )
+
+    def close(self) -> None:
+        """Hands the gradients back to DDP's reducer, and forgets the model's hooks."""
+        self._backward.close()
+        self._guard.close()
+
+    @property
+    def has_local_gradients(self) -> bool:
+        """Whether a backward has run that no reduction followed."""
+        return self._guard.has_local
+
+    def reduce(self) -> None:
+        """Averages the gradients, if they are deferred, and sends this rank's report. On a GPU it only enqueues."""
+        self.settle()
+        self.begun += 1
+        if self._trained.refresh():
+            self._agree_on("what is trained", self._trained_names())
+        presence = [p.grad is not None for p in self._trained.parameters]
+        checksum = self._checksum.compute(self._trained.chunks)
+        self._stopwatch.start()
+        missing = self._reduction.average() if self.deferred else []
+        self._send(presence, checksum)
+        if missing:
+            somewhere = self._sent_reports().presence()
+            self._reduction.forget([index for index in missing if not somewhere[index]])
+        self._guard.note_reduced()
+
+    def _send(self, presence: Sequence[bool], checksum: Tensor | None) -> None:
+        values: dict[str, float | Tensor] = {}
+        for member in self._members:
+            values.update(member.report())
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        if checksum is not None:
+            tensors["weights_checksum"] = checksum
+        numbers = {name: float(value) for name, value in values.items() if not isinstance(value, Tensor)}
+        report = RankReport(False, self._waited, self._peak_memory_gib(), 0.0, numbers)
+        self._sent = self._exchange.send(presence, report, tensors)
+        self._stopwatch.stop()
+
+    def settle(self) -> None:
+        """Takes in what every rank said in the last reduction; does nothing where that was done.
+
+        To be called before anything is logged, saved, evaluated or returned, and before other collectives.
+
+        Raises:
+            PeerError: If a rank failed in that step.
+            GradientSyncError: If the ranks hold different weights.
+        """
+        if self._sent is None:
+            return
+        ranks, self._sent = self._sent.reports(), None
+        self._waited = self._stopwatch.seconds()
+        self._raise_for_failure(ranks)
+        _raise_for_difference(ranks)
+        self.step_reports.append(ranks)
+        actions = [member.decide(ranks) for member in self._members]
+        for action in actions:
+            _act(action)
+
+    def fail(self, *, joins: bool) -> None:
+        """Tells the others why this rank fails: to be called where the error is handled.
+
+        Args:
+            joins (`bool`): Whether the next collective of the others is this run's reduction. Then this rank takes
+                part in it, and they stop with its error; else it must leave at once, and the launcher ends them.
+        """
+        publish_error(traceback.format_exc())
+        if joins and self.deferred:
+            deadline = time.monotonic() + FAILURE_SECONDS
+            if self._reduction.join_as_failed(deadline):
+                self._exchange.send_failure(len(self._trained.parameters), deadline)
+
+    def _sent_reports(self) -> SentReports:
+        assert self._sent is not None, "sent in this reduction"
+        return self._sent
+
+    def _raise_for_failure(self, ranks: Sequence[RankReport]) -> None:
+        failed = [rank for rank, report in enumerate(ranks) if report.failed]
+        if not failed:
+            return
+        text = f"Rank {failed[0]} failed in this optimizer step:\n{fetch_error(failed[0])}"
+        if self._guard.applied:
+            refuse_saving(self.ddp.module, f"The weights hold an update in which rank {failed[0]} had no part")
+            text += "\nThe weights hold that step's update, so they cannot be saved: the last checkpoint is the state."
+        raise PeerError(text)
+
+    def _trained_names(self) -> list[str]:
+        return [f"{self._names[id(p)]} {tuple(p.shape)} {p.dtype}" for p in self._trained.parameters]
+
+    def _agree_on(self, what: str, mine: list[str]) -> None:
+        """Raises on every rank if one has something else, or does not come: what it trains has not changed."""
+        every = gather_values(f"{what} in run {self._number}, reduction {self.begun}", mine)
+        for rank, theirs in enumerate(every):
+            if theirs != every[0]:
+                only = sorted(set(theirs) ^ set(every[0])) or ["the order"]
+                raise ConfigurationError(
+                    f"Rank {rank} differs from rank 0 in {what}: {', '.join(only[:3])} ({len(only)} in all). "
+                    "Every rank must train the same parameters with the same trainer."
+                )
+
+    def _peak_memory_gib(self) -> float:
+        return torch.cuda.max_memory_allocated(self._device) / 2**30 if self._device.type == "cuda" else 0.0
+
+
+def _act(action: Action | None) -> None:
+    if action is not None:
+        action()
+
+
+def _raise_for_difference(ranks: Sequence[RankReport]) -> None:
+    """Ranks that hold different weights before the same update have trained apart."""
+    sums = [report.weights_checksum for report in ranks]
+    differing = [str(rank) for rank, value in enumerate(sums) if value != sums[0]]
+    if differing:
+        raise GradientSyncError(
+            f"Rank {', '.join(differing)} holds other weights than rank 0 since the last optimizer step. Something "
+            "changed them on one rank alone, or a gradient was not that of all ranks: go back to the last checkpoint."
+        )
+
+
+def refuse_saving(module: nn.Module, reason: str) -> None:
+    """Makes every way to save `module` raise, since each of them asks for its `state_dict`.
+
+    Args:
+        module (`nn.Module`): The model, not wrapped.
+        reason (`str`): Why, as a clause.
+    """
+
+    def refuse(*_: Any) -> NoReturn:
+        raise PeerError(f"{reason}. They cannot be saved; go back to the last checkpoint.")
+
+    for part in module.modules():
+        part.register_state_dict_pre_hook(refuse)
