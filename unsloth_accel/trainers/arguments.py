@@ -1,10 +1,13 @@
-"""What a trainer is given: bound to names, and refused before any data are prepared where it cannot work."""
+"""What a trainer is given: bound to names, checked before any data are prepared, and put right on several ranks."""
 
+import copy
 from collections.abc import Mapping
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
+from ..ranks.logging import log_once
+from .mean_loss import loss_is_mean
 from .signature import parameters_up_the_mro
 
 
@@ -88,4 +91,19 @@ def _check_gives_rewards(model: Any) -> None:
 
 
 def correct_mean_loss(trainer: "Trainer") -> None:
-    """Takes back the factor that transformers puts on a loss which is a mean already; on several ranks only."""
+    """Sets `average_tokens_across_devices=False` where several ranks would log, and train on, a multiple of the loss.
+
+    The trainer gets arguments of its own: those of the user may be of use for another trainer.
+
+    Args:
+        trainer (`Trainer`): One that trains on several ranks with plain data parallelism.
+    """
+    if not trainer.args.average_tokens_across_devices or not loss_is_mean(trainer):
+        return
+    trainer.args = copy.copy(trainer.args)
+    trainer.args.average_tokens_across_devices = False
+    log_once(
+        "average_tokens_across_devices = False: the loss is a mean already, and transformers would multiply it by the "
+        "number of ranks (%d)",
+        trainer.args.world_size,
+    )
