@@ -75,10 +75,11 @@ def run_once(
         raise ConfigurationError(f"`scope` is {scope!r}; allowed are 'world' and 'node'.")
     if not is_distributed() or getattr(_at_work, "busy", False):
         return work()
-    call = _this_call(key, description, scope)
-    if rank() == call.worker:
+    own = rank()
+    call = _this_call(key, description, worker=0 if scope == "world" else own - local_rank(), scope=scope)
+    if own == call.worker:
         return _work(call, work)
-    result: T = _Wait(call, timeout, time.monotonic(), reports=rank() == call.worker + 1).result()
+    result: T = _Wait(call, timeout, time.monotonic(), reports=own == call.worker + 1).result()
     return result
 
 
@@ -99,8 +100,7 @@ class _Call:
         return f"{self.description} ({self.site})"
 
 
-def _this_call(key: str, description: str, scope: Scope) -> _Call:
-    worker = 0 if scope == "world" else rank() - local_rank()
+def _this_call(key: str, description: str, worker: int, scope: Scope) -> _Call:
     site = call_site()
     kind = f"{scope}/{worker}/{key}"
     number = _calls[f"{kind}/{site}"]
