@@ -10,12 +10,15 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from start import RANK, failure, write_result
 
 
-RANK = int(os.environ["RANK"])
 path, model_folder, out, read_only, full_disk = sys.argv[1], *map(Path, sys.argv[2:])
-seen: dict[str, object] = {}
+seen: dict[str, Any] = {}
 
 
 if path == "gpu_path":
@@ -29,12 +32,18 @@ import trl
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM
 
+from unsloth_accel.data.prepare_once import prepare_once
 from unsloth_accel.fixes import apply_fixes
-from unsloth_accel.fixes.tokenize_once import prepare_once
 
 
 class Trainer(trl.SFTTrainer):
-    def _prepare_dataset(self, dataset, *args, **kwargs):
+    """Prepares as our trainers do, and trains as TRL's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with apply_fixes():
+            super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         prepare = super()._prepare_dataset
         return prepare_once(lambda rows: prepare(rows, *args, **kwargs), dataset)
 
@@ -43,15 +52,17 @@ class Unfixed(trl.SFTTrainer):
     pass
 
 
-def texts(count, first=0):
+def texts(count: int, first: int = 0) -> list[dict[str, str]]:
     return [{"text": f"Row {first + index} of the data, {'long ' * (index % 7)}"} for index in range(count)]
 
 
-def digest(dataset, column="input_ids"):
+def digest(dataset: datasets.Dataset, column: str = "input_ids") -> str:
     return hashlib.sha256(json.dumps(dataset[column][:]).encode()).hexdigest()
 
 
-def prepared(key, train, evaluation=None, kind=Trainer, **arguments):
+def prepared(
+    key: str, train: Any, evaluation: Any = None, kind: type[trl.SFTTrainer] = Trainer, **arguments: Any
+) -> trl.SFTTrainer:
     """Makes a trainer; notes how many rows this rank tokenised for it, and what rows it would train on."""
     counting_tokenizer.rows = 0
     tokenizer = counting_tokenizer.CountingTokenizer.from_pretrained(model_folder)
@@ -81,15 +92,7 @@ def prepared(key, train, evaluation=None, kind=Trainer, **arguments):
     return trainer
 
 
-def caught(key, function, *arguments, **options):
-    began = time.monotonic()
-    try:
-        function(*arguments, **options)
-    except Exception as error:
-        seen[key] = [type(error).__name__, str(error), time.monotonic() - began]
-
-
-def on_files(name, rows):
+def on_files(name: str, rows: list[dict[str, str]]) -> datasets.Dataset:
     """A data set as a user has it: the same JSON lines for each rank."""
     file = out / f"{name}.jsonl"
     if RANK == 0:
@@ -98,12 +101,12 @@ def on_files(name, rows):
     return datasets.load_dataset("json", data_files=str(file), split="train")
 
 
-def note_worker(row):
+def note_worker(row: dict[str, str]) -> str:
     (out / f"worker-{RANK}-{os.getpid()}").touch()
     return row["text"]
 
 
-def same_rows_prepared_in_other_ways(memory):
+def same_rows_prepared_in_other_ways(memory: datasets.Dataset) -> None:
     """Each setting that changes what is prepared changes what is found in the cache."""
     prepared("shorter", memory, max_length=8)
     prepared("packed", memory, packing=True)
@@ -114,7 +117,7 @@ def same_rows_prepared_in_other_ways(memory):
     prepared("other template", chats, end_of_turn="</s></s>")
 
 
-def run_trl():
+def run_trl() -> None:
     memory, evaluation = datasets.Dataset.from_list(texts(300)), datasets.Dataset.from_list(texts(40, first=1000))
     prepared("memory", memory, {"one": evaluation})
     prepared("memory again", memory, evaluation)
@@ -134,38 +137,45 @@ def run_trl():
     unprepared = datasets.Dataset.from_list(texts(500, first=5000))
     many = datasets.Dataset.from_list(texts(5000, first=6000))
     counting_tokenizer.fail_at = 100
-    caught("error", prepared, "failed", unprepared)
+    seen["error"] = failure(prepared, "failed", unprepared)
     counting_tokenizer.fail_at = None
     for key, folder in {"read-only": read_only, "full": full_disk}.items():
         if folder.is_dir():
             writable, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, folder
-            caught(key, prepared, "failed", many)
+            seen[key] = failure(prepared, "failed", many)
             datasets.config.HF_DATASETS_CACHE = writable
-    (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
+    write_result(out / path, seen)
     PartialState().wait_for_everyone()
     counting_tokenizer.die_at = 100
     prepared("killed", unprepared)
 
 
-def seconds_in_window(fixed):
-    """How long this rank needs for a rank-first window in which rank 0 raises. Unfixed, it then lets the other go."""
+def leaves_window(fixed: bool) -> bool:
+    """Whether rank 1 leaves a window in which rank 0 raises before rank 0 comes to a barrier of its own."""
     state = PartialState()
+    left, released = out / f"left-{fixed}", out / f"released-{fixed}"
     state.wait_for_everyone()
-    began = time.monotonic()
     try:
         with state.main_process_first():
             if RANK == 0:
                 raise OSError("disk full")
     except OSError:
-        pass
-    seconds = time.monotonic() - began
-    if RANK == 0 and not fixed:
-        time.sleep(2)
-        state.wait_for_everyone()
-    return seconds
+        wait_for(left, seconds=60 if fixed else 2)
+        released.touch()
+        if not fixed:
+            state.wait_for_everyone()
+    early = not released.exists()
+    left.touch()
+    return early
 
 
-def run_gpu_path():
+def wait_for(file: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def run_gpu_path() -> None:
     from unsloth.chat_templates import train_on_responses_only
 
     chats = [{"text": f"<|user|>\nAsk {row['text']}</s>\n<|assistant|>\nAnswer</s>\n"} for row in texts(300)]
@@ -174,10 +184,10 @@ def run_gpu_path():
     labels = [digest(dataset, "labels") for dataset in (trainer.train_dataset, trainer.eval_dataset)]
     seen["responses"] = {"labels": labels, "masked": masked}
     prepared("memory", datasets.Dataset.from_list(chats), packing=True)
-    (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
+    write_result(out / path, seen)
 
 
-def counting_masks(mask):
+def counting_masks(mask: Callable[[], None]) -> int:
     """How many rows pass through `Dataset.map` and `filter` in this process while `mask` runs."""
     # `datasets` itself reports each batch it has done to its progress bar.
     from datasets.utils import tqdm
@@ -185,7 +195,7 @@ def counting_masks(mask):
     done = 0
     update = tqdm.update
 
-    def count(self, number=1):
+    def count(self: Any, number: int = 1) -> Any:
         nonlocal done
         done += number
         return update(self, number)
@@ -196,15 +206,15 @@ def counting_masks(mask):
     return done
 
 
-def run_second():
+def run_second() -> None:
     """What `run_trl` began with, in a second job. Then a first rank that fails in Accelerate's rank-first window."""
     prepared("memory", datasets.Dataset.from_list(texts(300)))
     before = dict(vars(PartialState))
-    seen["window"] = [seconds_in_window(fixed=False)]
+    seen["leaves window"] = [leaves_window(fixed=False)]
     with apply_fixes():
-        seen["window"].append(seconds_in_window(fixed=True))
+        seen["leaves window"].append(leaves_window(fixed=True))
     seen["undone"] = dict(vars(PartialState)) == before
-    (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
+    write_result(out / path, seen)
 
 
 {"trl": run_trl, "second": run_second, "gpu_path": run_gpu_path}[path]()

@@ -67,7 +67,7 @@ def _files_of(table: Table | None, own: Table | None) -> list[str] | str | None:
         return []
     if own is not None and table.table is own.table:
         return OWN
-    files = [file["filename"] for file in list_table_cache_files(table)]
+    files: list[str] = list_table_cache_files(table)
     whole = _table(files, None)
     # No file counts for more rows than it has, so if the sums agree nothing was cut; renamed or dropped columns and
     # those that were added in memory show in the schema.
