@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,12 +15,12 @@ from unsloth_accel.__main__ import main
 from unsloth_accel.drop_in.config import FIELDS
 
 
-WORKERS = Path(__file__).parents[1] / "workers"
+WORKERS = ROOT / "tests" / "workers"
 UNCHANGED = ROOT / "examples" / "unchanged.py"
 
 
-def test_the_config_says_what_is_wrong():
-    cases = [
+def test_the_config_says_what_is_wrong() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"num_gpus": 0}, "`num_gpus` must be a positive integer, got 0"),
         ({"batch_size_per_gpu": True}, "`batch_size_per_gpu` must be a positive integer"),
         ({"ddp_backend": "mpi"}, "`ddp_backend` must be one of 'nccl', 'gloo', got 'mpi'"),
@@ -31,7 +33,7 @@ def test_the_config_says_what_is_wrong():
             MultiGPUConfig.from_dict(values)
 
 
-def test_the_config_loads_from_yaml_and_environment(tmp_path, monkeypatch):
+def test_the_config_loads_from_yaml_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("num_gpus: 2\nddp_backend: gloo\ndebug: true\n")
     assert MultiGPUConfig.from_yaml(file).to_dict() == {"num_gpus": 2, "ddp_backend": "gloo", "debug": True}
@@ -55,7 +57,7 @@ def test_the_config_loads_from_yaml_and_environment(tmp_path, monkeypatch):
         MultiGPUConfig.from_env()
 
 
-def test_the_page_says_what_each_field_does():
+def test_the_page_says_what_each_field_does() -> None:
     page = (ROOT / "docs" / "zero_code_change.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(FIELDS)
 
@@ -64,7 +66,7 @@ def test_the_page_says_what_each_field_does():
     ("arguments", "message"),
     [([], "`SCRIPT` is missing. Run: accelerate launch -m unsloth_accel SCRIPT"), (["none.py"], "got 'none.py'")],
 )
-def test_the_module_needs_a_script(arguments, message):
+def test_the_module_needs_a_script(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(message)):
         main(arguments)
 
@@ -76,7 +78,9 @@ def test_the_module_needs_a_script(arguments, message):
         pytest.param("ddp_2gpu", 1e-3, marks=pytest.mark.multigpu(gpus=2)),
     ],
 )
-def test_the_unchanged_script_trains_as_the_explicit_form(config, tolerance, tiny_model, tmp_path):
+def test_the_unchanged_script_trains_as_the_explicit_form(
+    config: str, tolerance: float, tiny_model: Path, tmp_path: Path
+) -> None:
     """The batch size comes from the environment, so the losses can only agree if the module really enabled."""
     options = ("--model", tiny_model, "--max_steps", 4)
     setting = {"UNSLOTH_ACCEL_BATCH_SIZE_PER_GPU": "2"}
@@ -99,14 +103,14 @@ def test_the_unchanged_script_trains_as_the_explicit_form(config, tolerance, tin
 
 
 @pytest.mark.gloo
-def test_every_name_becomes_the_accelerated_trainer_and_back(tiny_model, tmp_path):
+def test_every_name_becomes_the_accelerated_trainer_and_back(tiny_model: Path, tmp_path: Path) -> None:
     launch(WORKERS / "multi_gpu.py", tiny_model, tmp_path / "out.json")
 
     result = json.loads((tmp_path / "out.json").read_text())
     status = json.loads(result["status"])
     assert status["enabled"] is True
     assert (status["world_size"], status["rank"], status["backend"]) == (2, 0, "gloo")
-    assert {"save_once", "tokenize_once", "resume_on_cpu"} <= set(status["fixes"])
+    assert {"save_once", "tokenize_once", "resume_on_cpu", "frozen_weights"} <= set(status["fixes"])
     assert status["devices"] == ["cpu"]
     assert status["peak_memory_gib"] == []
     decided = {decision["name"]: decision["value"] for decision in status["decisions"]}
@@ -121,8 +125,39 @@ def test_every_name_becomes_the_accelerated_trainer_and_back(tiny_model, tmp_pat
     assert "per_device_train_batch_size" in no_arguments
 
 
+@pytest.fixture(scope="module")
+def freed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> SimpleNamespace:
+    """What each rank's worker says after it let go of its trainers and models."""
+    out = tmp_path_factory.mktemp("freed") / "out"
+    launch(WORKERS / "freed.py", tiny_model, out)
+    return SimpleNamespace(ranks=[json.loads(out.with_name(f"out-{rank}.json").read_text()) for rank in range(2)])
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", ["plain TRL", "enabled", "disabled", "free_memory", "fixes"])
+def test_what_a_script_lets_go_of_is_freed(case: str, freed: SimpleNamespace) -> None:
+    for rank in freed.ranks:
+        assert all(rank[case]), f"trainer and model, or what there is of them, are gone: {rank[case]}"
+
+
+@pytest.mark.gloo
+def test_the_status_names_the_fixes_that_are_in_place(freed: SimpleNamespace) -> None:
+    of_process = {"main_process_first", "quiet_ranks", "training_banner", "resume_on_cpu"}
+    by_trainer = {"save_once", "tokenize_once", "frozen_weights"}
+    for rank in freed.ranks:
+        applied = {moment: set(fixes) for moment, fixes in rank["status"].items()}
+        assert applied == {
+            "disabled": set(),
+            "enabled": of_process,
+            "trained": of_process | by_trainer,
+            "undone": of_process | by_trainer - {"save_once"},  # its data and its DDP stay as they were made
+            "freed": of_process,
+            "disabled again": set(),
+        }
+
+
 @pytest.mark.multigpu(gpus=2)
-def test_the_status_names_the_gpus_and_the_peak_of_each(tiny_model, tmp_path):
+def test_the_status_names_the_gpus_and_the_peak_of_each(tiny_model: Path, tmp_path: Path) -> None:
     script = tmp_path / "status.py"
     script.write_text(
         "import json, sys\nfrom unsloth_accel import enable_multi_gpu, get_multi_gpu_status\nenable_multi_gpu()\n"
@@ -143,7 +178,7 @@ def test_the_status_names_the_gpus_and_the_peak_of_each(tiny_model, tmp_path):
 
 
 @pytest.mark.cpu
-def test_plain_python_with_trl_imported_first(tiny_model, tmp_path):
+def test_plain_python_with_trl_imported_first(tiny_model: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment |= {"CUDA_VISIBLE_DEVICES": "-1", "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "compiled")}
     command = [sys.executable, str(WORKERS / "multi_gpu_plain.py"), str(tiny_model), str(tmp_path / "out")]

@@ -4,7 +4,10 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 
 import unsloth  # isort: skip  # first, as in every script of Unsloth's documentation
@@ -37,31 +40,43 @@ os.environ.pop(unsloth_telemetry.VARIABLE, None)  # Set by launch.py; offline, U
 class Derived(Early):
     """A script's own subclass, defined before `enable_multi_gpu`."""
 
-    def __init__(self, *args, note, **kwargs):
+    def __init__(self, *args: Any, note: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.note = note
         self.seen = 0
 
-    def compute_loss(self, *args, **kwargs):
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         self.seen += 1
         return super().compute_loss(*args, **kwargs)
 
 
-def attributes(model):
+class Reordered(Early):
+    """Takes the same arguments in an order of its own."""
+
+    def __init__(self, rows: datasets.Dataset, args: SFTConfig, model: Any, tokenizer: Any) -> None:
+        super().__init__(model, args, None, rows, processing_class=tokenizer)
+
+
+def attributes(model: Any) -> dict[tuple[str, str], int]:
     """Every function and class that the libraries, the trainers and the model hold, by identity."""
     owners = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in LIBRARIES}
     owners |= {cls.__qualname__: cls for cls in (PartialState, *Early.__mro__[:-1], Derived)} | {"model": model}
     held = [(owner, name, value) for owner, it in owners.items() for name, value in list(vars(it).items())]
-    return {(owner, name): id(value) for owner, name, value in held if callable(value)}
+    return {(owner, name): id(unbound(value)) for owner, name, value in held if callable(value)}
 
 
-def state():
+def unbound(value: Any) -> Any:
+    """A method is bound anew when it is put back."""
+    return value.__func__ if isinstance(value, MethodType) else value
+
+
+def state() -> tuple[object, ...]:
     """What else a fix touches."""
     filters = [list(logging.getLogger(name).filters) for name in training_banner.LOGGERS]
     return filters, dist.get_debug_level(), os.environ.get(unsloth_telemetry.VARIABLE), is_progress_bar_enabled()
 
 
-def assert_restored(model, before):
+def assert_restored(model: Any, before: tuple[dict[tuple[str, str], int], tuple[object, ...]]) -> None:
     """What a library has loaded meanwhile is not ours to take back."""
     now = attributes(model)
     changed = {key for key, value in before[0].items() if now.get(key) != value}
@@ -70,7 +85,7 @@ def assert_restored(model, before):
     assert state() == before[1]
 
 
-def arguments(folder, **options):
+def arguments(folder: Path) -> SFTConfig:
     return SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=1,
@@ -82,11 +97,10 @@ def arguments(folder, **options):
         disable_tqdm=True,
         bf16=False,
         optim="adamw_torch",
-        **options,
     )
 
 
-def lora(path):
+def lora(path: str) -> tuple[Any, Any]:
     model, tokenizer = FastLanguageModel.from_pretrained(
         path, max_seq_length=64, load_in_4bit=False, dtype=torch.float32
     )
@@ -96,10 +110,10 @@ def lora(path):
     return model, tokenizer
 
 
-def refused(function, *args, **kwargs):
+def refused(function: Callable[..., object], *args: object, **kwargs: object) -> str:
     try:
         function(*args, **kwargs)
-    except ConfigurationError as error:
+    except (ConfigurationError, TypeError) as error:
         return str(error)
     raise AssertionError(f"{function} accepted {args} {kwargs}")
 
@@ -132,6 +146,9 @@ def main() -> None:
             assert type(trainer) is UnslothAcceleratedSFTTrainer
         positional = Early(model, script_arguments, train_dataset=rows, processing_class=tokenizer)
         assert positional.args.per_device_train_batch_size == 2
+        reordered = Reordered(rows, script_arguments, model, tokenizer)
+        assert (reordered.args.per_device_train_batch_size, reordered.model) == (2, model)
+        assert "multiple values" in refused(Early, model, script_arguments, args=script_arguments)
         assert trainer.args.per_device_train_batch_size == 2
         assert trainer.args.torch_empty_cache_steps == 1
         assert script_arguments.per_device_train_batch_size == 1, "the script's own object was changed"

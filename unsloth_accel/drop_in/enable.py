@@ -3,11 +3,11 @@
 How the trainer is reached, and why that way, is in `redirect.py`.
 """
 
-import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from ..errors import ConfigurationError
 from ..fixes import apply_fixes, undo_loading_fixes
@@ -17,14 +17,13 @@ from ..ranks.environment import rank, was_launched, world_size
 from ..ranks.idle_gpus import log_idle_gpus
 from ..ranks.logging import log_once
 from .config import DDPBackend, MultiGPUConfig
-from .redirect import redirect, set_checkpointing, sft_trainer_classes
+from .redirect import redirect, sft_trainer_classes
+from .settings import put_settings
 from .status import Decision, MultiGPUStatus
 
 
 if TYPE_CHECKING:
     from ..trainers import UnslothAcceleratedSFTTrainer
-
-__all__ = ["MultiGPUConfig", "disable_multi_gpu", "enable_multi_gpu", "get_multi_gpu_status"]
 
 _active: "MultiGPUHandle | None" = None
 
@@ -124,8 +123,8 @@ class MultiGPUHandle:
 
     def __init__(self, config: MultiGPUConfig) -> None:
         self.config = config
-        self._trainer: UnslothAcceleratedSFTTrainer | None = None
-        self._changed: dict[str, Decision] = {}
+        self._trainer: Callable[[], UnslothAcceleratedSFTTrainer | None] = lambda: None
+        self._changed: tuple[Decision, ...] = ()
         self._undos: list[Undo] = _debug() if config.debug else []
         self._undos += [redirect(owner, self._initialize) for owner in sft_trainer_classes()]
         # What concerns loading has to be mended before the script loads its model.
@@ -148,69 +147,40 @@ class MultiGPUHandle:
         self.disable()
 
     def decisions(self) -> list[Decision]:
-        """What was changed in the last trainer that was made, and how it averages gradients."""
-        sync = None if self._trainer is None else self._trainer._gradient_sync
+        """What was changed in the last trainer that was made and, while it is there, how it averages gradients."""
+        trainer = self._trainer()
+        sync = None if trainer is None else trainer._gradient_sync
         chosen = [] if sync is None else [Decision("gradient_sync", sync.mode, sync.reason)]
-        return [*self._changed.values(), *chosen]
+        return [*self._changed, *chosen]
 
     def peak_memory_gib(self) -> tuple[float, ...]:
-        """Each rank's peak as of the last optimizer step, else this rank's alone."""
+        """Each rank's peak as of the last optimizer step of the last trainer, else this rank's alone."""
         import torch
 
         if not torch.cuda.is_initialized():
             return ()
-        rows = [] if self._trainer is None else self._trainer.step_reports
-        if rows:
-            return tuple(row.peak_memory_gib for row in rows[-1])
+        trainer = self._trainer()
+        steps = [] if trainer is None else trainer.step_reports
+        if steps:
+            return tuple(report.peak_memory_gib for report in steps[-1])
         return (torch.cuda.max_memory_allocated() / 2**30,)
 
     def _initialize(self, trainer: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Initialises `trainer`, already of an accelerated class, with the settings put into its arguments."""
         from ..trainers import UnslothAcceleratedSFTTrainer
+        from ..trainers.arguments import bound_arguments
 
-        given = [*args]
-        model = given[0] if given else kwargs.get("model")
-        positional = len(given) > 1
-        arguments = self._put_into(given[1] if positional else kwargs.get("args"), model)
-        if positional:
-            given[1] = arguments
-        else:
-            kwargs["args"] = arguments
+        given = bound_arguments(type(trainer), tuple(args), kwargs)
+        script_arguments = given.get("args")
+        arguments, self._changed = put_settings(self.config, script_arguments, given.get("model"))
+        # Where the script put them, so that Python refuses what it would refuse of a plain trainer.
+        args = [arguments if value is script_arguments else value for value in args]
+        kwargs = {name: arguments if value is script_arguments else value for name, value in kwargs.items()}
         kwargs.setdefault("plugin", self.config.to_plugin())
-        UnslothAcceleratedSFTTrainer.__init__(trainer, *given, **kwargs)
-        self._trainer = trainer
+        UnslothAcceleratedSFTTrainer.__init__(trainer, *args, **kwargs)
+        self._trainer = ref(trainer)  # a trainer, and its model, live as long as the script holds them
         self._undos.append(trainer.applied_fixes.undo)  # of every trainer, and before those of `__init__`
         self._check_backend()
-
-    def _put_into(self, arguments: Any, model: Any) -> Any:
-        """A copy of the script's TrainingArguments with the settings in it."""
-        config = self.config
-        wanted: dict[str, Any] = {}
-        if config.batch_size_per_gpu is not None:
-            wanted["per_device_train_batch_size"] = config.batch_size_per_gpu
-        if config.enable_gradient_checkpointing is not None:
-            wanted["gradient_checkpointing"] = config.enable_gradient_checkpointing
-        if config.enable_memory_optimization is not None:
-            wanted["torch_empty_cache_steps"] = 1 if config.enable_memory_optimization else None
-        if not wanted:
-            return arguments
-        if arguments is None:
-            raise ConfigurationError(
-                f"`enable_multi_gpu` has to set {', '.join(wanted)}, but SFTTrainer was given no `args`. "
-                "Pass an SFTConfig."
-            )
-        arguments = copy.copy(arguments)
-        for name, value in wanted.items():
-            self._note(name, value, getattr(arguments, name))
-            setattr(arguments, name, value)
-        if config.enable_gradient_checkpointing is not None and model is not None:
-            set_checkpointing(model, config.enable_gradient_checkpointing)
-        return arguments
-
-    def _note(self, name: str, value: object, before: object) -> None:
-        reason = f"set by enable_multi_gpu, the script said {before}"
-        self._changed[name] = Decision(name, str(value), reason)
-        log_once("%s = %s: %s", name, value, reason)
 
     def _check_backend(self) -> None:
         import torch.distributed as dist

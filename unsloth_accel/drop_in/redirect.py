@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import ConfigurationError
 from ..patching import Undo, replace_attribute
 
 
@@ -37,8 +36,16 @@ def sft_trainer_classes() -> list[type]:
 
 
 def redirect(owner: type, initialize: Initialize) -> Undo:
-    """Lets `owner(...)`, and a subclass's, become the accelerated trainer; returns what takes it back."""
-    from ..trainers import UnslothAcceleratedTrainerMixin
+    """Makes `owner(...)`, and that of a subclass, an accelerated trainer.
+
+    Args:
+        owner (`type`): A class of [`sft_trainer_classes`].
+        initialize (`Callable`): Called in place of the class's own `__init__`.
+
+    Returns:
+        `Undo`: What takes it back.
+    """
+    from ..trainers import UnslothAcceleratedTrainerMixin, accelerated
 
     original = owner.__init__  # type: ignore[misc] # of this very class, not of an instance
 
@@ -47,33 +54,7 @@ def redirect(owner: type, initialize: Initialize) -> Undo:
         if isinstance(self, UnslothAcceleratedTrainerMixin):  # on the way up from the accelerated class, or explicit
             original(self, *args, **kwargs)
         else:
-            self.__class__ = _accelerated_form(type(self), owner)
+            self.__class__ = accelerated(type(self))
             initialize(self, args, kwargs)
 
     return replace_attribute(owner, "__init__", __init__)
-
-
-def _accelerated_form(trainer_class: type, owner: type) -> type:
-    """The accelerated class for an object that was made as `trainer_class`.
-
-    A subclass of the script keeps its overrides on top: the same as if it had been derived from the accelerated class.
-    """
-    from ..trainers import UnslothAcceleratedSFTTrainer
-
-    if trainer_class is owner:
-        return UnslothAcceleratedSFTTrainer
-    if not issubclass(UnslothAcceleratedSFTTrainer, owner):
-        raise ConfigurationError(
-            f"`{trainer_class.__name__}` derives from the `trl.SFTTrainer` of before `import unsloth`, which "
-            "replaced it. Import unsloth, or call `enable_multi_gpu`, before trl."
-        )
-    return type(f"UnslothAccelerated{trainer_class.__name__}", (trainer_class, UnslothAcceleratedSFTTrainer), {})
-
-
-def set_checkpointing(model: Any, value: bool) -> None:
-    """Switches what `get_peft_model` set up: Unsloth follows the model, not the TrainingArguments."""
-    recorded = getattr(model, "_unsloth_gradient_checkpointing", None)
-    if recorded is not None:
-        model._unsloth_gradient_checkpointing = recorded if value and recorded else value
-    if hasattr(model, "for_training"):  # a model that Unsloth loaded
-        model.for_training(use_gradient_checkpointing=value)
