@@ -33,7 +33,7 @@ def rank_main(folder, case, rows):
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from unsloth_accel.fixes.tokenize_once import prepare_once
+    from unsloth_accel.data.prepare_once import prepare_once
 
     spent = {}
 

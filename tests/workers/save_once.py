@@ -5,22 +5,24 @@ imports them where there is no GPU. `cpu_backend` runs Unsloth's CPU backend.
 """
 
 import hashlib
-import json
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from start import RANK, failure, write_result
 
 
-RANK = int(os.environ["RANK"])
-os.environ.pop("UNSLOTH_DISABLE_STATISTICS", None)  # Set by launch.py; offline, Unsloth sends none anyway.
+os.environ.pop("UNSLOTH_DISABLE_STATISTICS", None)  # Set by harness.py; offline, Unsloth sends none anyway.
 path, base, out, full_disk = sys.argv[1], *map(Path, sys.argv[2:])
-seen: dict[str, object] = {}
+seen: dict[str, Any] = {}
 
 
-def load_gpu_path(model_folder):
+def load_gpu_path(model_folder: Path) -> tuple[Any, Any]:
     os.environ["UNSLOTH_ALLOW_CPU"] = "1"
     import unsloth  # noqa: F401
 
@@ -38,7 +40,7 @@ def load_gpu_path(model_folder):
     return patch_saving_functions(get_peft_model(model, lora)), AutoTokenizer.from_pretrained(model_folder)
 
 
-def load_cpu_backend(model_folder):
+def load_cpu_backend(model_folder: Path) -> tuple[Any, Any]:
     import torch
     from unsloth import FastLanguageModel
 
@@ -51,35 +53,27 @@ def load_cpu_backend(model_folder):
     return model, tokenizer
 
 
-def digests(folder):
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(Path(folder).iterdir())}
+def digests(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
 
 
-def caught(key, function, *arguments, **options):
-    began = time.monotonic()
-    try:
-        function(*arguments, **options)
-    except Exception as error:
-        seen[key] = [type(error).__name__, str(error), time.monotonic() - began]
-
-
-def save_by_all(model, reference):
+def save_by_all(model: Any, reference: Path) -> int:
     """Without the fix, the weights of several ranks against those of one: how many attempts of five differ."""
     wrong = 0
     for attempt in range(5):
         folder = out / f"broken-{attempt}"
         dist.barrier()
-        caught(f"race-{attempt}", model.save_pretrained_merged, folder)
+        failure(model.save_pretrained_merged, folder)  # when ranks meet in a file, some fail
         dist.barrier()
         wrong += weights(folder) != weights(reference)
     return wrong
 
 
-def weights(folder):
+def weights(folder: Path) -> dict[str, str]:
     return {name: digest for name, digest in digests(folder).items() if name.endswith(".safetensors")}
 
 
-def touched(model):
+def touched(model: Any) -> tuple[list[dict[str, Any]], list[Any]]:
     """All that a fix may change: attributes of the model and of modules, the environment, the log filters."""
     import logging
 
@@ -88,7 +82,7 @@ def touched(model):
     return [dict(owner) for owner in owners], list(logging.getLogger("unsloth_zoo.log").filters)
 
 
-def load_time_fixes(model):
+def load_time_fixes(model: Any) -> None:
     """What `enable_multi_gpu()` applies before a model is loaded, on the functions of Unsloth's GPU path."""
     import torch
     from unsloth.models import _utils, loader
@@ -107,7 +101,7 @@ def load_time_fixes(model):
     seen["offloaded"] = [moved._offloaded_file_location, torch.equal(moved.weight, embeddings)]
 
 
-def offloaded_unfixed(model, offload):
+def offloaded_unfixed(model: Any, offload: Callable[..., Any]) -> str:
     """Where this rank's embeddings go without the fix; one rank after the other, for it may be one file."""
     path, model.config._name_or_path = model.config._name_or_path, "base"
     for rank in range(dist.get_world_size()):
@@ -118,7 +112,7 @@ def offloaded_unfixed(model, offload):
     return moved._offloaded_file_location
 
 
-def saved_by_every_rank(model):
+def saved_by_every_rank(model: Any) -> list[str]:
     """The saving methods that Unsloth has bound to this model and the fix does not know."""
     methods = {
         name: method for name, method in vars(model).items() if name.startswith(("save_pretrained_", "push_to"))
@@ -127,13 +121,17 @@ def saved_by_every_rank(model):
     return [name for name, method in methods.items() if not hasattr(method, "_unsloth_accel_saves_once")]
 
 
-def save_once(model, tokenizer, kind, **options):
+def save_once(model: Any, tokenizer: Any, kind: str, **options: Any) -> None:
     """One process's folder, then the fixed one of all ranks, as new folder and over an old export of other shards."""
     from unsloth_accel.fixes import apply_fixes
     from unsloth_accel.ranks.run_once import run_once
 
     before = touched(model)
-    run_once(lambda: model.save_pretrained_merged(out / f"{kind}-one", tokenizer, **options) and None, name="one")
+    run_once(
+        lambda: model.save_pretrained_merged(out / f"{kind}-one", tokenizer, **options) and None,
+        key="save",
+        description=f"saving {kind}",
+    )
     reference = digests(out / f"{kind}-one")
     if path == "gpu_path":
         seen[f"{kind}-wrong"] = save_by_all(model, out / f"{kind}-one")
@@ -155,40 +153,58 @@ def save_once(model, tokenizer, kind, **options):
         weights(shared) == weights(out / f"{kind}-one"),
     ]
     dist.barrier()  # Rank 0 waits for nobody when it has saved.
+    seen[f"{kind}-later"] = loads_what_all_saved(model, tokenizer, kind)
     fixes.undo()
     seen[f"{kind}-undone"] = touched(model) == before
 
 
-def fail(model, tokenizer):
+def loads_what_all_saved(model: Any, tokenizer: Any, kind: str) -> bool:
+    """Rank 0 saves alone; the weights change, all save to the same folder, and each rank reads it at once."""
+    folder = out / f"{kind}-later"
+    if RANK == 0:
+        model.save_pretrained_merged(folder, tokenizer)
+        before = weights(folder)
+    dist.barrier()
+    changed = next(parameter for name, parameter in model.named_parameters() if "lora_B" in name)
+    changed.data += 1.0
+    model.save_pretrained_merged(folder, tokenizer)
+    found = [weights(folder)]
+    changed.data -= 1.0
+    dist.broadcast_object_list(mine := [found[0]], src=0)
+    return found == mine and (RANK > 0 or found[0] != before)
+
+
+def fail(model: Any, tokenizer: Any) -> None:
     """A folder that cannot be, a full disk, a call by rank 0 alone; last, rank 0 is killed while it writes."""
     from unsloth_accel.fixes import apply_fixes
     from unsloth_accel.ranks.run_once import run_once
 
     apply_fixes(model)
-    run_once(lambda: (out / "file").write_text("") and None, name="file")
-    caught("file", model.save_pretrained_merged, out / "file" / "model", tokenizer)
+    run_once(lambda: (out / "file").touch(), key="touch", description="making a file")
+    seen["file"] = failure(model.save_pretrained_merged, out / "file" / "model", tokenizer)
     if full_disk.is_dir():
-        caught("full", model.save_pretrained_merged, full_disk / "model", tokenizer)
+        seen["full"] = failure(model.save_pretrained_merged, full_disk / "model", tokenizer)
         seen["full-left"] = os.listdir(full_disk)
-    caught("push", model.push_to_hub_merged, "nobody/nothing", tokenizer)  # there is no network
+    seen["push"] = failure(model.push_to_hub_merged, "nobody/nothing", tokenizer)  # there is no network
     if RANK == 0:
         model.save_pretrained_merged(out / "alone", tokenizer)
-    (out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
-    run_once(lambda: threading.Thread(target=die_while_writing, daemon=True).start(), name="arming")
+    write_result(out / path, seen)
+    if RANK == 0:
+        threading.Thread(target=die_while_writing, daemon=True).start()
     model.save_pretrained_merged(out / "killed", tokenizer)
 
 
-def die_while_writing():
+def die_while_writing() -> None:
     while not list((out / "killed.incomplete").glob("killed/*.safetensors")):
         time.sleep(0.0005)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def reshard():
+def reshard() -> str:
     """The merge keeps the shards of the base model."""
     AutoModelForCausalLM.from_pretrained(base).save_pretrained(out / "sharded", max_shard_size="200KB")
     tokenizer.save_pretrained(out / "sharded")
-    return out / "sharded"
+    return str(out / "sharded")
 
 
 load = {"gpu_path": load_gpu_path, "cpu_backend": load_cpu_backend}[path]
@@ -204,10 +220,10 @@ if path == "gpu_path":
     from unsloth_accel.ranks.run_once import run_once
 
     save_once(model, tokenizer, "whole")
-    model, tokenizer = load(run_once(reshard, name="sharding the base model"))
+    model, tokenizer = load(Path(run_once(reshard, key="reshard", description="sharding the base model")))
     save_once(model, tokenizer, "sharded")
     load_time_fixes(AutoModelForCausalLM.from_pretrained(base))
     fail(model, tokenizer)
 save_once(model, tokenizer, "sharded", max_shard_size="200KB")
 save_once(model, tokenizer, "whole")
-(out / f"{path}-{RANK}.json").write_text(json.dumps(seen))
+write_result(out / path, seen)
