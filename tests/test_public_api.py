@@ -12,7 +12,11 @@ import unsloth_accel
 
 PUBLIC_NAMES = [
     "ConfigurationError",
+    "GradientSyncError",
+    "LaunchError",
     "MultiGPUConfig",
+    "MultiGPUHandle",
+    "MultiGPUStatus",
     "PeerError",
     "UnslothAccelError",
     "UnslothAcceleratedSFTTrainer",
@@ -57,13 +61,13 @@ def run(code: str) -> str:
     return done.stdout
 
 
-def test_the_public_names_are_these():
+def test_the_public_names_are_these() -> None:
     assert unsloth_accel.__all__ == PUBLIC_NAMES
     assert set(unsloth_accel._MODULES) == set(PUBLIC_NAMES)
     assert set(PUBLIC_NAMES) <= set(dir(unsloth_accel))
 
 
-def test_the_import_loads_nothing_heavy_and_changes_nothing():
+def test_the_import_loads_nothing_heavy_and_changes_nothing() -> None:
     report = json.loads(run(IMPORT_REPORT))
     assert "unsloth_accel" in report["loaded"]
     assert not set(HEAVY) & set(report["loaded"])
@@ -71,11 +75,11 @@ def test_the_import_loads_nothing_heavy_and_changes_nothing():
     assert report["threads"] == 1
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'unsloth_accel' has no attribute 'UnslothTrainer'"):
         unsloth_accel.UnslothTrainer  # noqa: B018
 
 
 @pytest.mark.cpu
-def test_every_public_name_is_there():
+def test_every_public_name_is_there() -> None:
     run(PUBLIC_NAMES_REPORT)

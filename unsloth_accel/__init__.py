@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .accelerator import UnslothAccelerator
-    from .drop_in import MultiGPUConfig, disable_multi_gpu, enable_multi_gpu, get_multi_gpu_status
-    from .errors import ConfigurationError, PeerError, UnslothAccelError, VersionError
-    from .launch import config_path, launch_ddp_training
+    from .drop_in import (
+        MultiGPUConfig,
+        MultiGPUHandle,
+        MultiGPUStatus,
+        disable_multi_gpu,
+        enable_multi_gpu,
+        get_multi_gpu_status,
+    )
+    from .errors import ConfigurationError, GradientSyncError, PeerError, UnslothAccelError, VersionError
+    from .launch import LaunchError, config_path, launch_ddp_training
     from .plugin import UnslothAcceleratorPlugin
     from .trainers import UnslothAcceleratedSFTTrainer, UnslothAcceleratedTrainerMixin, accelerated
 
@@ -20,7 +27,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConfigurationError",
+    "GradientSyncError",
+    "LaunchError",
     "MultiGPUConfig",
+    "MultiGPUHandle",
+    "MultiGPUStatus",
     "PeerError",
     "UnslothAccelError",
     "UnslothAcceleratedSFTTrainer",
@@ -38,7 +49,11 @@ __all__ = [
 
 _MODULES = {
     "ConfigurationError": "errors",
+    "GradientSyncError": "errors",
+    "LaunchError": "launch",
     "MultiGPUConfig": "drop_in",
+    "MultiGPUHandle": "drop_in",
+    "MultiGPUStatus": "drop_in",
     "PeerError": "errors",
     "UnslothAccelError": "errors",
     "UnslothAcceleratedSFTTrainer": "trainers",
