@@ -94,7 +94,8 @@ def main():
         result["signatures"] = signatures(type("OverStock", (UnslothAcceleratedTrainerMixin, early), {}), early)
     if FIRST == "unsloth_accel":
         result |= {"relied on": relied_on(), "wrapping": wrapping()}
-        result["signatures"] = signatures(UnslothAcceleratedSFTTrainer, trl.SFTTrainer)
+        # Without a GPU, Unsloth's class takes *args and **kwargs for the one of TRL that it derives from.
+        result["signatures"] = signatures(UnslothAcceleratedSFTTrainer, trl.SFTTrainer.__base__)
         result["batch 0"] = failure(
             trainer, UnslothAcceleratedSFTTrainer, model, tokenizer, per_device_train_batch_size=0
         )
