@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,14 +28,14 @@ def targets(monkeypatch):
     return launch_targets
 
 
-def _gone(pids, seconds=10.0):
-    end = time.monotonic() + seconds
+def _gone(pids: list[int]) -> bool:
+    end = time.monotonic() + 60  # a deadline: they leave as soon as they are given a CPU
     while time.monotonic() < end and any(map(psutil.pid_exists, pids)):
         time.sleep(0.05)
     return not any(map(psutil.pid_exists, pids))
 
 
-def _caller(script, *args, **options):
+def _caller(script: str, *args: object, **options: Any) -> subprocess.Popen[bytes]:
     paths = [str(ROOT), str(WORKERS), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(
@@ -104,14 +105,10 @@ def test_a_timeout_stops_the_ranks_and_says_where_they_were(targets, tmp_path):
 
 @pytest.mark.gloo
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_no_rank_outlives_a_caller_that_is_interrupted_or_killed(tmp_path, how):
+def test_no_rank_outlives_a_caller_that_is_interrupted_or_killed(tmp_path: Path, how: signal.Signals) -> None:
     caller = _caller("launch_caller.py", tmp_path, start_new_session=True)
     try:
-        end = time.monotonic() + 60
-        while len(list(tmp_path.glob("pid_*"))) < 2 and time.monotonic() < end and caller.poll() is None:
-            time.sleep(0.05)
-        ranks = [int(path.read_text()) for path in tmp_path.glob("pid_*")]
-        assert len(ranks) == 2, caller.communicate(timeout=10)
+        ranks = _pids_of_ranks(tmp_path, caller)
         family = [*(child.pid for child in psutil.Process(caller.pid).children(recursive=True)), *ranks]
         caller.send_signal(how)
         out, error = caller.communicate(timeout=100)
@@ -125,6 +122,16 @@ def test_no_rank_outlives_a_caller_that_is_interrupted_or_killed(tmp_path, how):
     if how == signal.SIGINT:
         assert error.decode().rstrip().endswith("KeyboardInterrupt")
         assert (tmp_path / "left_0").exists(), "rank 0 could not run its `finally`"
+
+
+def _pids_of_ranks(folder: Path, caller: subprocess.Popen[bytes]) -> list[int]:
+    """Waits until both ranks have said that they run."""
+    end = time.monotonic() + 120
+    while not all((folder / f"pid_{rank}").exists() for rank in (0, 1)):
+        assert caller.poll() is None, caller.communicate()
+        assert time.monotonic() < end, "the ranks did not start"
+        time.sleep(0.05)
+    return [int((folder / f"pid_{rank}").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.gloo

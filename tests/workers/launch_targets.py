@@ -47,8 +47,10 @@ def bar_then_wait(folder):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     for _ in tqdm(range(3), desc=f"bar of rank {rank}", mininterval=0):
         pass
-    Path(folder, f"pid_{rank}").write_text(str(os.getpid()))
     try:
+        written = Path(folder, f"writing_{rank}")
+        written.write_text(str(os.getpid()))
+        written.rename(Path(folder, f"pid_{rank}"))
         time.sleep(120)
     finally:
         Path(folder, f"left_{rank}").touch()
