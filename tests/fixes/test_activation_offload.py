@@ -9,7 +9,7 @@ from harness import ON_CPU, ROOT
 from unsloth_accel.fixes import activation_offload
 
 
-def loaded(non_reentrant, checkpointing):
+def loaded(non_reentrant: bool, checkpointing: bool | str) -> SimpleNamespace:
     return SimpleNamespace(_unsloth_vlm_gc_non_reentrant=non_reentrant, _unsloth_gradient_checkpointing=checkpointing)
 
 
@@ -23,19 +23,21 @@ def loaded(non_reentrant, checkpointing):
         (None, False),
     ],
 )
-def test_is_needed_where_hooks_move_the_activations(model, needed, monkeypatch):
+def test_is_needed_where_hooks_move_the_activations(
+    model: SimpleNamespace | None, needed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(activation_offload.VARIABLE, raising=False)
     assert activation_offload.probe(model).needed == needed
 
 
 @pytest.mark.parametrize("value", ["unsloth_stream", ""])
-def test_what_the_user_chose_stays(value, monkeypatch):
+def test_what_the_user_chose_stays(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(activation_offload.VARIABLE, value)
     assert not activation_offload.probe(loaded(True, "unsloth")).needed
 
 
 @pytest.mark.cpu
-def test_unsloth_takes_the_offloader_and_gets_its_own_back():
+def test_unsloth_takes_the_offloader_and_gets_its_own_back() -> None:
     code = """
 import unsloth
 from unsloth_zoo import gradient_checkpointing as checkpointing

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -21,11 +23,11 @@ TRAINER = "UnslothSFTTrainer.py"
 pytestmark = pytest.mark.gloo
 
 
-def results(out, ranks):
+def results(out: Path, ranks: int) -> list[dict[str, Any]]:
     return [json.loads(out.with_name(f"{out.name}-{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def start_another_job(out, folder):
+def start_another_job(out: Path, folder: Path) -> "subprocess.Popen[bytes]":
     """One rank, without a launcher."""
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     env = {name: value for name, value in os.environ.items() if name not in ranks} | ON_CPU
@@ -40,7 +42,7 @@ def start_another_job(out, folder):
 
 
 @pytest.fixture(scope="module")
-def cold(tmp_path_factory):
+def cold(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Four ranks and a second job fill one empty folder at the same time."""
     home = tmp_path_factory.mktemp("cold")
     folder = home / "cache"
@@ -53,7 +55,7 @@ def cold(tmp_path_factory):
     return SimpleNamespace(folder=folder, ranks=results(home / "ranks", 4), other=results(home / "other", 1)[0])
 
 
-def test_four_ranks_and_a_second_job_share_a_cold_folder(cold):
+def test_four_ranks_and_a_second_job_share_a_cold_folder(cold: SimpleNamespace) -> None:
     for result in [*cold.ranks, cold.other]:
         assert result["trainer"] == "UnslothSFTTrainer"
         assert result["from"] == str(cold.folder), "nobody had to fall back to another folder"
@@ -63,12 +65,12 @@ def test_four_ranks_and_a_second_job_share_a_cold_folder(cold):
         compile(file.read_text(), file, "exec")
 
 
-def read_only(folder):
+def read_only(folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o555)
 
 
-def left_by_a_killed_job(folder):
+def left_by_a_killed_job(folder: Path) -> None:
     """Half a file, and the file of a lock that nobody holds."""
     (folder / ".locks").mkdir(parents=True)
     (folder / ".locks" / f".lock.{TRAINER}").write_text("4242\n")
@@ -76,7 +78,7 @@ def left_by_a_killed_job(folder):
 
 
 @pytest.fixture(scope="module")
-def spoilt(tmp_path_factory):
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Three ranks, each with a folder of its own in which something is wrong."""
     home = tmp_path_factory.mktemp("spoilt")
     folders = {name: home / name / "cache" for name in ("read only", "left behind", "locked")}
@@ -93,20 +95,22 @@ def spoilt(tmp_path_factory):
     return SimpleNamespace(folders=folders, ranks=ranks, temporary=str(home / "temporary" / "cache"))
 
 
-def test_a_read_only_folder_is_left_for_a_temporary_one(spoilt, cold):
+def test_a_read_only_folder_is_left_for_a_temporary_one(spoilt: SimpleNamespace, cold: SimpleNamespace) -> None:
     rank = spoilt.ranks["read only"]
     assert rank["sources"] == cold.ranks[0]["sources"]
     assert rank["from"] == spoilt.temporary
     assert list(spoilt.folders["read only"].iterdir()) == []
 
 
-def test_half_a_file_and_a_stale_lock_are_overcome(spoilt, cold):
+def test_half_a_file_and_a_stale_lock_are_overcome(spoilt: SimpleNamespace, cold: SimpleNamespace) -> None:
     rank = spoilt.ranks["left behind"]
     assert rank["sources"] == cold.ranks[0]["sources"]
     assert rank["from"] == str(spoilt.folders["left behind"])
 
 
-def test_a_lock_that_is_never_released_is_left_for_a_temporary_folder(spoilt, cold):
+def test_a_lock_that_is_never_released_is_left_for_a_temporary_folder(
+    spoilt: SimpleNamespace, cold: SimpleNamespace
+) -> None:
     rank = spoilt.ranks["locked"]
     assert rank["sources"] == cold.ranks[0]["sources"]
     assert rank["from"] == spoilt.temporary

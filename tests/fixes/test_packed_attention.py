@@ -4,7 +4,7 @@ from unsloth_accel.fixes import packed_attention
 
 
 @pytest.mark.gpu
-def test_one_launch_computes_what_a_loop_over_documents_does():
+def test_one_launch_computes_what_a_loop_over_documents_does() -> None:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -21,10 +21,8 @@ def test_one_launch_computes_what_a_loop_over_documents_does():
     )
     looped = torch.cat(
         [
-            scaled_dot_product_attention(
-                *(x.transpose(0, 1)[None] for x in document), is_causal=True, enable_gqa=True
-            )[0].transpose(0, 1)
-            for document in zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
+            scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(0, 1)
+            for q, k, v in zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)), strict=True)
         ]
     )
     torch.testing.assert_close(packed, looped, rtol=2e-2, atol=2e-2)
@@ -35,7 +33,7 @@ def test_one_launch_computes_what_a_loop_over_documents_does():
         torch.testing.assert_close(mine, other, rtol=5e-2, atol=5e-2)
 
 
-def test_is_off_without_a_gpu():
+def test_is_off_without_a_gpu() -> None:
     import torch
 
     if torch.cuda.is_available():

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from ..fixes import status
 from ..imports import FLOORS
 
 
@@ -16,31 +17,31 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds `doctor`."""
-    parser = subparsers.add_parser("doctor", help="list versions and compatibility fixes: needed, not needed, applied")
+    parser = subparsers.add_parser("doctor", help="list versions, and which compatibility fixes are needed here")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(run=run_doctor)
 
 
 def run_doctor(args: argparse.Namespace) -> int:
     """Prints versions and fixes; the exit code is 1 if a package is missing or below its floor."""
-    from ..fixes import status
-
     versions = {package: _installed(package) for package in FLOORS}
-    faults = [package for package in FLOORS if not _new_enough(package, versions[package])]
-    fixes = [asdict(row) for row in status()]
+    below = [package for package in FLOORS if not _new_enough(package, versions[package])]
+    # The probes import what may be missing.
+    fixes = [] if None in versions.values() else [asdict(row) for row in status()]
     if args.json:
-        print(
-            json.dumps(
-                {"python": sys.version.split()[0], "versions": versions, "below": faults, "fixes": fixes}, indent=2
-            )
-        )
+        python = sys.version.split()[0]
+        print(json.dumps({"python": python, "versions": versions, "below": below, "fixes": fixes}, indent=2))
     else:
-        for package, found in versions.items():
-            verdict = f"needs >= {FLOORS[package]}" if package in faults else "ok"
-            print(f"{package:<14} {found or 'not installed':<16} {verdict}")
+        _print_versions(versions, below)
         for fix in fixes:
             print(f"\n{fix['name']}: {fix['state']} ({fix['reason']})\n  {fix['symptom']}\n  {fix['upstream']}")
-    return 1 if faults else 0
+    return 1 if below else 0
+
+
+def _print_versions(versions: dict[str, str | None], below: list[str]) -> None:
+    for package, found in versions.items():
+        verdict = f"needs >= {FLOORS[package]}" if package in below else "ok"
+        print(f"{package:<14} {found or 'not installed':<16} {verdict}")
 
 
 def _installed(package: str) -> str | None:
