@@ -4,6 +4,7 @@ Each rank's output goes to a file of its own, so that what a test reads is not i
 failing rank's traceback alone.
 """
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -83,6 +85,11 @@ def launch(
     return subprocess.CompletedProcess(
         command, returncode, "".join([*stdout.values(), said]), "".join([*stderr.values(), complained])
     )
+
+
+def rank_results(out: Path, num_processes: int = 2) -> list[dict[str, Any]]:
+    """What each rank of a worker wrote about itself, to OUT-<rank>.json."""
+    return [json.loads(Path(f"{out}-{rank}.json").read_text()) for rank in range(num_processes)]
 
 
 def free_port() -> int:

@@ -2,14 +2,13 @@
 
 import gc
 import json
-import os
 import traceback
 
 import torch
 import torch.distributed as dist
+from start import RANK, WORLD_SIZE
 
 
-WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
 ON_GPU = torch.cuda.is_available()
 # TrainingArguments under which runs can be compared step by step.
 COMPARABLE = {
@@ -23,6 +22,9 @@ COMPARABLE = {
     "disable_tqdm": True,
     "use_cpu": not ON_GPU,
 }
+# On top of these, where weights are compared: a step moves them by 0.1 at most, the rate times the clipped norm, and
+# the roundings of the weights themselves, 6e-8, are nothing against what is tolerated of that.
+SGD = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 1.0}
 
 
 def of_all_ranks(value):

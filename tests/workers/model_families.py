@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from cases import COMPARABLE, ON_GPU, WORLD_SIZE, between_ranks, of_all_ranks, report, steps_logged
+from cases import COMPARABLE, ON_GPU, SGD, WORLD_SIZE, between_ranks, of_all_ranks, report, steps_logged
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -214,7 +214,7 @@ def training_arguments(case, config_class, folder, **options):
         gradient_checkpointing=case.checkpointing != "false",
         remove_unused_columns=False,
         ddp_timeout=120,  # where plain DDP waits for a gradient that a rank will not have
-        **COMPARABLE,
+        **COMPARABLE | ({} if ON_GPU else SGD),  # only on the CPU are weights compared
         **options,
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import torch
-from cases import COMPARABLE, ON_GPU, WORLD_SIZE, between_ranks, report, steps_logged
+from cases import COMPARABLE, ON_GPU, SGD, WORLD_SIZE, between_ranks, report, steps_logged
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
@@ -39,6 +39,7 @@ class Case:
     hook: str = "no"
     device_map: str = ""  # what an old script may name
     trainer: str = "accelerated"  # or plain: trl.SFTTrainer as Unsloth patches it
+    optim: str = "adamw"  # or sgd
     count: str = "no"  # yes: count the collectives of each step
 
 
@@ -113,7 +114,7 @@ def training_arguments(case, folder):
         gradient_checkpointing=case.checkpointing != "false",
         fp16=case.kind == "fp16",
         bf16=case.kind.startswith("qlora"),
-        **COMPARABLE,
+        **COMPARABLE | (SGD if case.optim == "sgd" else {}),
     )
 
 
