@@ -166,10 +166,11 @@ def loads_what_all_saved(model: Any, tokenizer: Any, kind: str) -> bool:
         before = weights(folder)
     dist.barrier()
     changed = next(parameter for name, parameter in model.named_parameters() if "lora_B" in name)
+    original = changed.detach().clone()
     changed.data += 1.0
     model.save_pretrained_merged(folder, tokenizer)
     found = [weights(folder)]
-    changed.data -= 1.0
+    changed.data.copy_(original)
     dist.broadcast_object_list(mine := [found[0]], src=0)
     return found == mine and (RANK > 0 or found[0] != before)
 
