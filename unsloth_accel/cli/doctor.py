@@ -1,4 +1,4 @@
-"""`unsloth-accel doctor`: what this installation needs mended, and in which versions."""
+"""`unsloth-accel doctor`: the versions that are installed, and the fixes that they need."""
 
 import argparse
 import json

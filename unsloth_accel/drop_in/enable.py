@@ -86,7 +86,7 @@ def enable_multi_gpu(
 
 
 def disable_multi_gpu() -> None:
-    """Restores what `enable_multi_gpu` replaced, and what was mended for loading when a trainer class was imported."""
+    """Restores what `enable_multi_gpu` replaced, and undoes the fixes for loading a model."""
     if _active is not None:
         _active.disable()
     else:
@@ -115,7 +115,7 @@ def get_multi_gpu_status() -> MultiGPUStatus:
 
 
 class MultiGPUHandle:
-    """What `enable_multi_gpu` put in place, and the way to take it back.
+    """What `enable_multi_gpu` changed, and how to undo it. It keeps no trainer and no model alive.
 
     Args:
         config ([`MultiGPUConfig`]): The settings.
@@ -127,7 +127,7 @@ class MultiGPUHandle:
         self._changed: tuple[Decision, ...] = ()
         self._undos: list[Undo] = _debug() if config.debug else []
         self._undos += [redirect(owner, self._initialize) for owner in sft_trainer_classes()]
-        # What concerns loading has to be mended before the script loads its model.
+        # The fixes for loading have to be in place before the script loads its model.
         self._undos.append(apply_fixes().undo)
 
     def disable(self) -> None:

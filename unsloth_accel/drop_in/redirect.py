@@ -43,7 +43,7 @@ def redirect(owner: type, initialize: Initialize) -> Undo:
         initialize (`Callable`): Called in place of the class's own `__init__`.
 
     Returns:
-        `Undo`: What takes it back.
+        `Undo`: Restores the `__init__` of before.
     """
     from ..trainers import UnslothAcceleratedTrainerMixin, accelerated
 

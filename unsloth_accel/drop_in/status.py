@@ -30,7 +30,7 @@ class MultiGPUStatus:
         backend (`str`, *optional*): What the ranks talk through; `None` before the process group exists.
         devices (`tuple[str, ...]`): The GPUs visible to this process, or `"cpu"`.
         decisions (`tuple[Decision, ...]`): What was decided, and why.
-        fixes (`tuple[str, ...]`): The compatibility fixes that are applied.
+        fixes (`tuple[str, ...]`): The compatibility fixes that are in place in this process now.
         peak_memory_gib (`tuple[float, ...]`): The peak GPU memory of each rank as of the last optimizer step; this
             rank's alone before the first; empty without a GPU.
     """

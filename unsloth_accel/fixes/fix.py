@@ -26,7 +26,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Fix:
-    """One defect of an upstream package on several ranks, and what takes it away.
+    """One defect of an upstream package on several ranks, and its remedy.
 
     Args:
         name (`str`): Short name, that of its module where it has one of its own.
@@ -36,9 +36,9 @@ class Fix:
         until (`str`, *optional*): The upstream version that ends it, "package version"; None while there is none.
         probe (`Callable[[Any], Verdict]`): Decides by version or signature whether the fix is needed for a model, or
             for the installation where the model is None.
-        apply (`Callable[[Any], Undo | None]`, *optional*): Applies the fix and returns what takes it back, or None
-            where it found nothing to change. The undo must not keep the model alive. `apply` is None where nothing is
-            patched, because our trainers do it another way.
+        apply (`Callable[[Any], Undo | None]`, *optional*): Applies the fix and returns its undo, or None where it
+            found nothing to change. The undo must not keep the model alive. `apply` is None where nothing is patched,
+            because our trainers do it another way.
         stage (`"loading"`, `"training"` or `"model"`, *optional*, defaults to `"training"`): When it has to be in
             place. The first two change the process; `"model"` changes the model that `apply` is given.
         in_place (`Callable[[Any], bool]`, *optional*): Only where `apply` is None: whether our trainers do it now for

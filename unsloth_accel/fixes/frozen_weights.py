@@ -1,4 +1,4 @@
-"""DDP's broadcasts of frozen weights, which `ddp/ignored.py` takes away."""
+"""DDP's broadcasts of frozen weights, which `ddp/ignored.py` avoids."""
 
 from typing import Any
 

@@ -12,8 +12,11 @@ HEAD = """\
 What plain Unsloth does on several ranks that users trip over, and what this package does about it. `import
 unsloth_accel` patches nothing. A fix is applied only with more than one rank and only where its probe finds it needed:
 what concerns the loading of a model when `UnslothAcceleratedSFTTrainer` is imported or an `UnslothAccelerator` made,
-the rest by the trainer, all of them by `enable_multi_gpu()`. `disable_multi_gpu()` and the trainer's
-`applied_fixes.undo()` take them back. `unsloth-accel doctor` tells which of them this installation needs.
+what concerns the process by `enable_multi_gpu()` or a trainer, what concerns a model by its trainer or by
+`accelerator.prepare`. `disable_multi_gpu()` and the trainer's `applied_fixes.undo()` take them back. `tokenize_once` and
+`frozen_weights` patch nothing: they are in place while there are data, or a model, that were prepared that way.
+
+`unsloth-accel doctor` tells which of them this installation needs, `get_multi_gpu_status()` which are in place.
 
 This page is generated: `python -m unsloth_accel.fixes.table > docs/fixes.md`. A test compares it with the registry.
 

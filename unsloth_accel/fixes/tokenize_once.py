@@ -1,4 +1,4 @@
-"""Tokenising on every rank, which `data/prepare_once.py` takes away."""
+"""Tokenising on every rank, which `data/prepare_once.py` avoids."""
 
 import sys
 from typing import Any

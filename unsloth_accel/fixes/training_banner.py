@@ -22,7 +22,7 @@ def probe(model: Any) -> Verdict:
 def apply(model: Any) -> Undo:
     """Adds a filter to the loggers the banner may come from."""
 
-    def once_and_true(record: logging.LogRecord) -> bool:
+    def keep_record(record: logging.LogRecord) -> bool:
         if not _COUNT.search(str(record.msg)):
             return True
         record.msg = _COUNT.sub(f"Num GPUs used = {world_size()}", str(record.msg))
@@ -30,11 +30,11 @@ def apply(model: Any) -> Undo:
 
     loggers = [logging.getLogger(name) for name in LOGGERS]
     for logger in loggers:
-        logger.addFilter(once_and_true)
+        logger.addFilter(keep_record)
 
     def undo() -> None:
         for logger in loggers:
-            logger.removeFilter(once_and_true)
+            logger.removeFilter(keep_record)
 
     return undo
 

@@ -1,4 +1,4 @@
-"""Leaves Unsloth's statistics call to rank 0."""
+"""Leaves Unsloth's telemetry to rank 0."""
 
 import os
 from typing import Any
@@ -15,11 +15,11 @@ def probe(model: Any) -> Verdict:
     """Unsloth reads the variable at each `from_pretrained`."""
     if VARIABLE in os.environ:
         return Verdict(False, f"{VARIABLE} is set")
-    return Verdict(True, "every rank downloads the statistics repositories, and after 120 s raises TimeoutError alone")
+    return Verdict(True, "every rank calls Unsloth's telemetry, and after 120 s raises TimeoutError alone")
 
 
 def apply(model: Any) -> Undo:
-    """Switches the call off on every rank but 0."""
+    """Switches it off on every rank but 0."""
     if is_main_process():
         return lambda: None  # in place, too: this is the rank that reports
     return replace_item(os.environ, VARIABLE, "1")
