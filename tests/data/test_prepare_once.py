@@ -29,11 +29,12 @@ def assert_same_rows(ranks: Ranks, key: str, count: int | None = None) -> None:
 
 
 @pytest.mark.gloo
+@pytest.mark.timeout(600)
 def test_one_of_four_ranks_tokenises_for_all(
     tiny_model: Path, read_only: Path, full_disk: Path, cache: dict[str, str], tmp_path: Path
 ) -> None:
     folders = (tiny_model, tmp_path, read_only, full_disk)
-    failed = launch(WORKER, "trl", *folders, num_processes=4, env=cache, expect_failure=True)
+    failed = launch(WORKER, "trl", *folders, num_processes=4, env=cache, expect_failure=True, timeout=380)
     # The last act of the worker: rank 0 killed itself in the middle of a tokenisation.
     assert "SIGKILL" in failed.stderr, failed.stderr
     ranks = rank_results(tmp_path / "trl", 4)
