@@ -1,26 +1,30 @@
 """`accelerated(...)` of the trainers other than SFT: on 2 ranks they follow one rank (docs/trainers.md)."""
 
-import json
+import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import launch
-from trajectories import assert_follows
+from trajectories import Run, assert_follows, assert_same_weights, read_runs
 
 
 WORKER = Path(__file__).parents[1] / "workers" / "other_trainers.py"
-TOLERANCE = 1e-5
 STEPS = 4
+LEARNING_RATE = 0.1
+# Of each step at most the learning rate: gradients are clipped to a norm of 1.
+MOVED = LEARNING_RATE * STEPS
 
-ADAPTERS = ["dpo", "dpo_precomputed", "kto", "kto_apo", "reward", "unsloth_trainer", "grpo_scripted"]
+ADAPTERS = ["dpo", "dpo_precomputed", "kto", "kto_apo", "reward", "unsloth_trainer", "users_sft", "grpo_scripted"]
 # Last, because after one `full_finetuning=True` Unsloth's `get_peft_model` does nothing in that process on a GPU.
-FULL = ["dpo_full", "transformers_trainer"]
+FULL = ["dpo_full", "transformers_trainer", "classifier", "classifier/2"]
 DETERMINISTIC = [*ADAPTERS, *FULL]
 # On the CPU. The losses of DPO and KTO are a kernel of TRL's that needs triton; of GRPO see docs/trainers.md.
-GENERATED = ["sft", "reward"]
+GENERATED = ["sft", "reward", "users_sft"]
 ON_TWO_RANKS = [*ADAPTERS, "dpo/2", "grpo", *FULL]
 CLASSES = {
     "dpo": "DPOTrainer",
@@ -29,99 +33,127 @@ CLASSES = {
     "grpo": "GRPOTrainer",
     "unsloth_trainer": "UnslothTrainer",
     "transformers_trainer": "Trainer",
+    "users_sft": "Gathering",
 }
 # What TRL's trainers prepare from text, and the numbers they log of it.
 PREPARED = ["dpo", "kto", "reward", "unsloth_trainer"]
 LOGGED = ["kl", "reward", "reward_std", "logps/chosen", "rewards/chosen", "rewards/margins", "margin", "max_reward"]
 
+Runs = dict[str, Run]
+Ended = subprocess.CompletedProcess[str]
 
-def run(cases, config, num_processes, folder, model, then=(), timeout=280, **launching):
+
+def train(
+    cases: Sequence[str],
+    config: str,
+    num_processes: int | None,
+    folder: Path,
+    model: Path,
+    then: Sequence[str] = (),
+    timeout: float = 280,
+    env: dict[str, str] | None = None,
+    options: Sequence[str] = (),
+) -> tuple[Ended, Runs]:
     """Runs the cases in one launch; how that ended, and the result of each case by its name."""
     out = folder / f"{config}.jsonl"
-    env = {
+    settings = {
         "HF_DATASETS_CACHE": str(folder / "datasets"),
         "UNSLOTH_DATASET_NUM_PROC": "1",
         "UNSLOTH_COMPILE_DISABLE": "1",  # on a GPU torch.compile takes longer than all else, and changes no result
         "UNSLOTH_GRPO_PREFIX_GROUPER": "0",  # one rank's, of whole groups, is not TRL's loss: docs/trainers.md
-        **launching.pop("env", {}),
+        **(env or {}),
     }
-    launching |= {"num_processes": num_processes, "config": config, "env": env, "timeout": timeout}
-    done = launch(WORKER, model, out, *cases, *then, expect_failure=bool(then), **launching)
-    results = {result["case"]: result for result in map(json.loads, out.read_text().splitlines())}
-    assert list(results) == list(cases)
-    return done, results
+    ended = launch(
+        WORKER,
+        *(model, out, *cases, *then),
+        num_processes=num_processes,
+        config=config,
+        options=options,
+        env=settings,
+        timeout=timeout,
+        expect_failure=bool(then),
+    )
+    runs = read_runs(out)
+    assert list(runs) == list(cases)
+    return ended, runs
 
 
 @pytest.fixture(scope="module")
-def one_rank(tmp_path_factory, tiny_model):
-    return run(DETERMINISTIC, "cpu_gloo", 1, tmp_path_factory.mktemp("one"), tiny_model)[1]
+def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Runs:
+    return train(DETERMINISTIC, "cpu_gloo", 1, tmp_path_factory.mktemp("one"), tiny_model)[1]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory, tiny_model):
-    return run(ON_TWO_RANKS, "cpu_gloo", 2, tmp_path_factory.mktemp("two"), tiny_model, then=["fail"])
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Ended, Runs]:
+    cases = [*ON_TWO_RANKS, "refused"]
+    return train(cases, "cpu_gloo", 2, tmp_path_factory.mktemp("two"), tiny_model, then=["fail"])
 
 
 @pytest.fixture(scope="module")
-def generated(tmp_path_factory, tiny_model):
+def generated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Runs, Runs]:
     """With the trainers that Unsloth generates for GPUs."""
     folders = [tmp_path_factory.mktemp("generated") for _ in range(2)]
     env = {"GENERATED_TRAINERS": "1"}
-    one = run(GENERATED, "cpu_gloo", 1, folders[0], tiny_model, env=env)[1]
-    return one, run([*GENERATED, "sft/2"], "cpu_gloo", 2, folders[1], tiny_model, env=env)[1]
+    one = train(GENERATED, "cpu_gloo", 1, folders[0], tiny_model, env=env)[1]
+    return one, train([*GENERATED, "sft/2", "refused"], "cpu_gloo", 2, folders[1], tiny_model, env=env)[1]
 
 
 @pytest.fixture(scope="module")
-def on_gpus(result_folder, tiny_model):
+def on_gpus(result_folder: Path, tiny_model: Path) -> tuple[Runs, Runs]:
     with ThreadPoolExecutor() as pool:
-        common = {"model": tiny_model, "timeout": 500, "options": ["--mixed_precision", "no"]}
+        common: dict[str, Any] = {"model": tiny_model, "timeout": 500, "options": ["--mixed_precision", "no"]}
         # transformers' own Trainer would take every GPU it sees, for nn.DataParallel.
         alone = {**common, "env": {"CUDA_VISIBLE_DEVICES": "0"}}
-        one = pool.submit(run, DETERMINISTIC, "single", None, result_folder, **alone)
-        two = pool.submit(run, ON_TWO_RANKS, "ddp_2gpu", None, result_folder, **common)
+        one = pool.submit(train, DETERMINISTIC, "single", None, result_folder, **alone)
+        two = pool.submit(train, ON_TWO_RANKS, "ddp_2gpu", None, result_folder, **common)
         return one.result()[1], two.result()[1]
 
 
-def assert_trains_as(result, expected, tolerance):
-    assert_follows(result, expected, tolerance)
-    assert len(result["logs"]) == STEPS
-    assert result["ranks_agree"]
+def reference(runs: Runs, case: str) -> Run:
+    """One rank takes all rows of a step at once, where its loss does not depend on that."""
+    return runs[case] if case in runs else runs[case.partition("/")[0]]
+
+
+def assert_trains_as(run: Run, expected: Run) -> None:
+    assert_follows(run, expected)
+    assert len(run["logs"]) == STEPS
+    assert run["ranks_agree"]
 
 
 @pytest.mark.gloo
 @pytest.mark.parametrize("case", [*DETERMINISTIC, "dpo/2"])
-def test_two_ranks_follow_one(case, one_rank, two_ranks):
-    result, expected = two_ranks[1][case], one_rank[case.partition("/")[0]]
-    assert_trains_as(result, expected, TOLERANCE)
-    assert result["weights"] == pytest.approx(expected["weights"], abs=1e-5)
-    assert result["learning_rates"] == expected["learning_rates"]
+def test_two_ranks_follow_one(case: str, one_rank: Runs, two_ranks: tuple[Ended, Runs]) -> None:
+    run, expected = two_ranks[1][case], reference(one_rank, case)
+    assert_trains_as(run, expected)
+    assert_same_weights(run, expected, MOVED)
+    assert run["learning_rates"] == expected["learning_rates"]
     for key in ("num_tokens", "step", "epoch"):
-        assert [entry.get(key) for entry in result["logs"]] == [entry.get(key) for entry in expected["logs"]]
+        assert [entry.get(key) for entry in run["logs"]] == [entry.get(key) for entry in expected["logs"]]
 
 
 @pytest.mark.gloo
 @pytest.mark.parametrize("case", [*GENERATED, "sft/2"])
-def test_two_ranks_of_a_generated_trainer_follow_one(case, generated):
+def test_two_ranks_of_a_generated_trainer_follow_one(case: str, generated: tuple[Runs, Runs]) -> None:
     one, two = generated
-    result, expected = two[case], one[case.partition("/")[0]]
-    assert_trains_as(result, expected, TOLERANCE)
-    assert result["weights"] == pytest.approx(expected["weights"], abs=1e-5)
-    assert result["moved"] > 1e-3
-    assert expected["class"].startswith("Unsloth"), "TRL's own class would be another test"
+    run, expected = two[case], reference(one, case)
+    assert_trains_as(run, expected)
+    assert_same_weights(run, expected, MOVED)
+    assert run["moved"] > 1e-3
+    assert expected["library_class"].startswith("Unsloth"), "TRL's own class would be another test"
 
 
 @pytest.mark.gloo
-def test_the_references_train(one_rank):
+def test_the_references_train(one_rank: Runs) -> None:
     for case, result in one_rank.items():
         assert result["moved"] > 1e-3, case
         assert len({entry["loss"] for entry in result["logs"]}) == STEPS, case
     assert one_rank["kto"]["logs"][-1]["kl"] > 0.01, "else the KL term, which mixes rows, was not tried"
     assert one_rank["dpo_full"]["has_reference_model"]
-    assert one_rank["unsloth_trainer"]["learning_rates"] == [1e-3, 1e-2]
+    assert one_rank["unsloth_trainer"]["learning_rates"] == [1e-2, LEARNING_RATE]
 
 
 @pytest.mark.gloo
-def test_the_trainers_metrics_are_of_all_ranks(one_rank, two_ranks):
+def test_the_trainers_metrics_are_of_all_ranks(one_rank: Runs, two_ranks: tuple[Ended, Runs]) -> None:
     compared = set()
     for case in DETERMINISTIC:
         for ours, theirs in zip(two_ranks[1][case]["logs"], one_rank[case]["logs"], strict=True):
@@ -132,7 +164,7 @@ def test_the_trainers_metrics_are_of_all_ranks(one_rank, two_ranks):
 
 
 @pytest.mark.gloo
-def test_each_step_is_logged_once(two_ranks):
+def test_each_step_is_logged_once(two_ranks: tuple[Ended, Runs]) -> None:
     lines = [line for line in two_ranks[0].stdout.splitlines() if line.startswith("{'loss'")]
     until_the_failure = 1
     assert len(lines) == STEPS * len(ON_TWO_RANKS) + until_the_failure
@@ -140,13 +172,13 @@ def test_each_step_is_logged_once(two_ranks):
 
 @pytest.mark.gloo
 @pytest.mark.parametrize("case", CLASSES)
-def test_the_class_is_named_after_the_trainer(case, one_rank, two_ranks):
+def test_the_class_is_named_after_the_trainer(case: str, two_ranks: tuple[Ended, Runs]) -> None:
     assert two_ranks[1][case]["class"] == f"UnslothAccelerated{CLASSES[case]}"
 
 
 @pytest.mark.gloo
 @pytest.mark.parametrize("case", PREPARED)
-def test_one_rank_prepares_the_data(case, two_ranks):
+def test_one_rank_prepares_the_data(case: str, two_ranks: tuple[Ended, Runs]) -> None:
     first, second = two_ranks[1][case]["tokenised"]
     assert first >= 40
     assert second == 0
@@ -154,7 +186,7 @@ def test_one_rank_prepares_the_data(case, two_ranks):
 
 @pytest.mark.gloo
 @pytest.mark.parametrize("case", [*PREPARED, "dpo/2"])
-def test_the_tokens_of_each_rank_add_up_to_what_is_logged(case, two_ranks):
+def test_the_tokens_of_each_rank_add_up_to_what_is_logged(case: str, two_ranks: tuple[Ended, Runs]) -> None:
     result = two_ranks[1][case]
     logged = [0, *(entry["num_tokens"] for entry in result["logs"])]
     tokens = [[row[1] for row in rows] for rows in result["step_reports"]]
@@ -162,7 +194,7 @@ def test_the_tokens_of_each_rank_add_up_to_what_is_logged(case, two_ranks):
 
 
 @pytest.mark.gloo
-def test_grpo_samples_on_every_rank_and_learns_from_all(two_ranks):
+def test_grpo_samples_on_every_rank_and_learns_from_all(two_ranks: tuple[Ended, Runs]) -> None:
     """What is sampled differs from one rank, so what has to agree are the ranks with each other."""
     result = two_ranks[1]["grpo"]
     assert "error" not in result, result["at"]
@@ -176,7 +208,43 @@ def test_grpo_samples_on_every_rank_and_learns_from_all(two_ranks):
 
 
 @pytest.mark.gloo
-def test_a_rank_that_fails_between_gathers_ends_the_job(two_ranks):
+def test_a_users_own_compute_loss_gathers_from_all_ranks(two_ranks: tuple[Ended, Runs]) -> None:
+    assert two_ranks[1]["users_sft"]["ranks_seen"] == [[0, 1]] * STEPS
+
+
+@pytest.mark.gloo
+def test_the_loss_of_a_classifier_is_put_right_and_that_is_said_once(two_ranks: tuple[Ended, Runs]) -> None:
+    said = "average_tokens_across_devices = False: the loss is a mean already"
+    trainers = [case for case in ON_TWO_RANKS if case.startswith("classifier")]
+    assert two_ranks[0].stderr.count(said) == len(trainers)
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("trainer", ["SFT", "DPO", "KTO", "Reward", "GRPO"])
+@pytest.mark.parametrize("kind", ["TRL's", "generated"])
+def test_arguments_by_position_are_refused_on_every_rank(
+    kind: str, trainer: str, request: pytest.FixtureRequest
+) -> None:
+    runs = request.getfixturevalue("two_ranks" if kind == "TRL's" else "generated")[1]
+    for rank in runs["refused"]["refused"]:
+        (finding, why), empty = rank[trainer]
+        assert finding == "ConfigurationError"
+        assert why.startswith("`auto_find_batch_size` must be False on several ranks, got True: ")
+        assert empty == ["ConfigurationError", "`per_device_train_batch_size` must be at least 1, got 0."]
+
+
+@pytest.mark.gloo
+def test_a_class_over_one_that_unsloth_has_replaced_is_refused(
+    two_ranks: tuple[Ended, Runs], generated: tuple[Runs, Runs]
+) -> None:
+    assert two_ranks[1]["refused"]["refused"][0]["early"] is None, "without a GPU Unsloth's derives from it"
+    kind, text = generated[1]["refused"]["refused"][0]["early"]
+    assert kind == "ConfigurationError"
+    assert text.startswith("`Early` derives from the `trl.SFTTrainer` of before `import unsloth`")
+
+
+@pytest.mark.gloo
+def test_a_rank_that_fails_between_gathers_ends_the_job(two_ranks: tuple[Ended, Runs]) -> None:
     """The others wait where TRL gathers. Would the failed rank wait in the reduction, both would until the timeout."""
     assert '[rank1]:     raise ValueError("only rank 1 has this pair")' in two_ranks[0].stderr
     assert "[rank1]: ValueError: only rank 1 has this pair" in two_ranks[0].stderr
@@ -185,14 +253,14 @@ def test_a_rank_that_fails_between_gathers_ends_the_job(two_ranks):
 @pytest.mark.multigpu(gpus=2)
 @pytest.mark.timeout(580)
 @pytest.mark.parametrize("case", DETERMINISTIC)
-def test_two_gpus_follow_one(case, on_gpus):
+def test_two_gpus_follow_one(case: str, on_gpus: tuple[Runs, Runs]) -> None:
     one, two = on_gpus
-    assert_trains_as(two[case], one[case], TOLERANCE)
+    assert_trains_as(two[case], one[case])
 
 
 @pytest.mark.multigpu(gpus=2)
 @pytest.mark.timeout(580)
-def test_two_gpus_sample_and_agree(on_gpus):
+def test_two_gpus_sample_and_agree(on_gpus: tuple[Runs, Runs]) -> None:
     result = on_gpus[1]["grpo"]
     assert "error" not in result, result["at"]
     assert result["ranks_agree"]

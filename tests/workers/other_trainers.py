@@ -2,248 +2,24 @@
 
 Usage: other_trainers.py MODEL OUT CASE [CASE ...], on one rank with python or on several with `accelerate launch`.
 
-One rank runs the trainer as Unsloth and TRL have it, several run `accelerated(...)` of it, at the same global batch.
-With GENERATED_TRAINERS in the environment the trainers are those that Unsloth generates for GPUs, on the CPU, around
-models of transformers.
-A CASE is a name of `CASES`, and may end in `/2` for two micro-batches per step; or it is `fail`, which ends the job.
+A CASE is a name of `CASES`, and may end in `/2` for two micro-batches per step; or it is `refused`, or `fail`, which
+ends the job. What is trained, and with what, is in `trainer_cases.py`.
 """
 
-import os
-import random
 import sys
 from functools import partial
 from pathlib import Path
 
 
-GENERATED = "GENERATED_TRAINERS" in os.environ
-if GENERATED:
-    import generated_trainers
-
-    generated_trainers.load()
-
-from unsloth_accel import accelerated  # isort: skip
+from trainer_cases import CASES, arguments, language_model, of, pairs  # isort: skip  # imports Unsloth
 import counting_tokenizer
 import torch
 import trl
 import unsloth
-from cases import COMPARABLE, ON_GPU, RANK, WORLD_SIZE, of_all_ranks, report, steps_logged
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    DataCollatorForLanguageModeling,
-    Trainer,
-    TrainingArguments,
-)
+from cases import RANK, WORLD_SIZE, of_all_ranks, report, steps_logged
+from start import failure
 
-
-GLOBAL_BATCH, STEPS, GENERATIONS = 8, 4, 8
-WORDS = ["rank", "rows", "gradient", "tokens", "step", "weights"]
-
-
-def of(trainer_class):
-    return trainer_class if WORLD_SIZE == 1 else accelerated(trainer_class)
-
-
-def arguments(config_class, folder, accumulation, **more):
-    if ON_GPU:  # what Unsloth writes for training without autocast; else it puts float32 weights under bf16 autocast
-        os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"
-    options = {
-        "per_device_train_batch_size": GLOBAL_BATCH // WORLD_SIZE // accumulation,
-        "gradient_accumulation_steps": accumulation,
-        "max_steps": STEPS,
-        "gradient_checkpointing": False,
-        "bf16": False,
-    }
-    return config_class(output_dir=str(folder), **COMPARABLE | options | more)
-
-
-LORA = {
-    "r": 8,
-    "lora_alpha": 8,
-    "lora_dropout": 0,
-    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-}
-
-
-def stock_model(path):
-    """What Unsloth's generated trainers train where its own models, which need a GPU, cannot be loaded."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(**LORA, task_type="CAUSAL_LM"))
-    for part in (model, model.base_model.model):  # what Unsloth's models have, and its GRPO calls
-        part.for_training, part.for_inference = (lambda *_, **__: model.train()), (lambda *_, **__: model.eval())
-    return model, counting_tokenizer.CountingTokenizer.from_pretrained(path)
-
-
-def language_model(path, full=False, modules_to_save=None):
-    if GENERATED:
-        return stock_model(path)
-    model, _ = unsloth.FastLanguageModel.from_pretrained(
-        path,
-        max_seq_length=256,
-        dtype=torch.float32,
-        load_in_4bit=False,
-        full_finetuning=full,
-        use_gradient_checkpointing=False,
-    )
-    if not full:
-        model = unsloth.FastLanguageModel.get_peft_model(
-            model,
-            **LORA,
-            random_state=3407,
-            modules_to_save=modules_to_save,
-            use_gradient_checkpointing=False,
-        )
-        assert hasattr(model, "peft_config"), "a case before this one was of full finetuning"
-    return model, counting_tokenizer.CountingTokenizer.from_pretrained(path)
-
-
-def text(draw, longest):
-    return " ".join(draw.choice(WORDS) for _ in range(draw.randint(3, longest)))
-
-
-def pairs():
-    draw = random.Random(0)
-    return Dataset.from_list(
-        [{"prompt": text(draw, 20), "chosen": text(draw, 40), "rejected": text(draw, 40)} for _ in range(40)]
-    )
-
-
-def judged():
-    draw = random.Random(0)
-    return Dataset.from_list(
-        [{"prompt": text(draw, 20), "completion": text(draw, 40), "label": draw.random() < 0.5} for _ in range(40)]
-    )
-
-
-def texts():
-    draw = random.Random(0)
-    return [text(draw, 90) for _ in range(40)]
-
-
-def prompts():
-    draw = random.Random(0)
-    return Dataset.from_list([{"prompt": text(draw, 10)} for _ in range(40)])
-
-
-def dpo(path, folder, accumulation, full=False, **options):
-    model, tokenizer = language_model(path, full)
-    args = arguments(trl.DPOConfig, folder, accumulation, **options)
-    return of(trl.DPOTrainer)(model=model, args=args, train_dataset=pairs(), processing_class=tokenizer)
-
-
-def dpo_full(path, folder, accumulation):
-    return dpo(path, folder, accumulation, full=True)
-
-
-def dpo_precomputed(path, folder, accumulation):
-    return dpo(path, folder, accumulation, precompute_ref_log_probs=True)
-
-
-def kto(path, folder, accumulation, **options):
-    """TRL pairs rows for the KL term within a rank's batch. One rank gets the pairs of two, and then its own batch."""
-    model, tokenizer = language_model(path)
-    args = arguments(trl.KTOConfig, folder, accumulation, train_sampling_strategy="sequential", **options)
-    args.per_device_train_batch_size = GLOBAL_BATCH // 2
-    trainer = of(trl.KTOTrainer)(model=model, args=args, train_dataset=judged(), processing_class=tokenizer)
-    trainer.args.per_device_train_batch_size = trainer._train_batch_size = GLOBAL_BATCH // WORLD_SIZE
-    return trainer
-
-
-def kto_apo(path, folder, accumulation):
-    return kto(path, folder, accumulation, loss_type="apo_zero_unpaired")
-
-
-def sft(path, folder, accumulation):
-    model, tokenizer = language_model(path)
-    args = arguments(trl.SFTConfig, folder, accumulation, max_length=256)
-    rows = Dataset.from_dict({"text": texts()})
-    return of(trl.SFTTrainer)(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
-
-
-def reward(path, folder, accumulation):
-    """Unsloth's CPU backend loads language models only, so this model is transformers' own."""
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
-    args = arguments(trl.RewardConfig, folder, accumulation)
-    tokenizer = counting_tokenizer.CountingTokenizer.from_pretrained(path)
-    return of(trl.RewardTrainer)(model=model, args=args, train_dataset=pairs(), processing_class=tokenizer)
-
-
-def unsloth_trainer(path, folder, accumulation):
-    """The trained copy of the embeddings gets a learning rate of its own."""
-    model, tokenizer = language_model(path, modules_to_save=["embed_tokens", "lm_head"])
-    args = arguments(unsloth.UnslothTrainingArguments, folder, accumulation, embedding_learning_rate=1e-2)
-    rows = Dataset.from_dict({"text": texts()})
-    return of(unsloth.UnslothTrainer)(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
-
-
-def transformers_trainer(path, folder, accumulation):
-    model, tokenizer = language_model(path, full=True)
-    rows = Dataset.from_dict({"input_ids": tokenizer(texts())["input_ids"]})
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-    args = arguments(TrainingArguments, folder, accumulation)
-    return of(Trainer)(model=model, args=args, train_dataset=rows, data_collator=collator)
-
-
-def grpo(path, folder, accumulation, **options):
-    model, tokenizer = language_model(path)
-    rewards = []
-
-    def share_of_e(completions, **_):
-        rewards.append([completion.count("e") / (1 + len(completion)) for completion in completions])
-        return rewards[-1]
-
-    args = arguments(
-        trl.GRPOConfig, folder, accumulation, num_generations=GENERATIONS, max_completion_length=16, beta=0.1
-    )
-    trainer = of(trl.GRPOTrainer)(
-        model=model,
-        reward_funcs=share_of_e,
-        args=args,
-        train_dataset=prompts(),
-        processing_class=tokenizer,
-        **options,
-    )
-    trainer.rewards_of_this_rank = rewards
-    return trainer
-
-
-def grpo_scripted(path, folder, accumulation):
-    """The completions are given, not sampled: a function of the prompt and the place in its group."""
-    return grpo(path, folder, accumulation, rollout_func=scripted)
-
-
-def scripted(prompts, trainer):
-    first = trainer.accelerator.process_index * len(prompts)
-    completions = []
-    for place, prompt in enumerate(prompts, start=first):
-        draw = random.Random(f"{prompt}/{place % GENERATIONS}")
-        completions.append(text(draw, 10))
-    encode = trainer.processing_class
-    completion_ids = encode(completions)["input_ids"]
-    logprobs = [[0.0] * len(ids) for ids in completion_ids]
-    return {"prompt_ids": encode(prompts)["input_ids"], "completion_ids": completion_ids, "logprobs": logprobs}
-
-
-CASES = {
-    case.__name__: case
-    for case in (
-        dpo,
-        dpo_full,
-        dpo_precomputed,
-        kto,
-        kto_apo,
-        sft,
-        reward,
-        unsloth_trainer,
-        transformers_trainer,
-        grpo,
-        grpo_scripted,
-    )
-}
+from unsloth_accel import accelerated
 
 
 def fail(path, folder):
@@ -260,7 +36,40 @@ def fail(path, folder):
     of(Failing)(model=model, args=args, train_dataset=pairs(), processing_class=tokenizer).train()
 
 
+# What stands before the arguments of a trainer, by position.
+BEFORE_ARGUMENTS = {
+    "SFT": [None],
+    "DPO": [None, None],
+    "KTO": [None, None],
+    "Reward": [None],
+    "GRPO": [None, len],
+}
+
+
+class Early(unsloth.UnslothTrainer.__base__):
+    """Of the class that `trl.SFTTrainer` was before Unsloth; without a GPU, that of today derives from it."""
+
+
+def refused(folder):
+    """How each trainer refuses arguments, by its name; and a class that derives from a replaced one."""
+    found = {"early": failure(accelerated, Early)}
+    for name, before in BEFORE_ARGUMENTS.items():
+        trainer_class = accelerated(getattr(trl, f"{name}Trainer"))
+        config_class = getattr(trl, f"{name}Config")
+        finding, empty = (arguments(config_class, folder, 1) for _ in range(2))
+        finding.auto_find_batch_size = True  # afterwards, because some configs refuse it, or calculate with it, alone
+        empty.per_device_train_batch_size = 0
+        found[name] = [failure(trainer_class, *before, given) for given in (finding, empty)]
+    return found
+
+
+def of_a_test_or_ours(cls):
+    return cls.__module__.partition(".")[0] in ("__main__", "trainer_cases", "unsloth_accel")
+
+
 def train(path, case, folder):
+    if case == "refused":
+        return {"refused": of_all_ranks(refused(folder))}
     name, _, accumulation = case.partition("/")
     counting_tokenizer.rows = 0
     trainer = CASES[name](path, folder, int(accumulation or 1))
@@ -272,6 +81,7 @@ def train(path, case, folder):
     every_rank = of_all_ranks(weights.tolist())
     return {
         "class": type(trainer).__name__,
+        "library_class": next(cls.__name__ for cls in type(trainer).__mro__ if not of_a_test_or_ours(cls)),
         "logs": steps_logged(trainer),
         "weights": weights.tolist(),
         "moved": (weights - before).abs().max().item(),
@@ -281,6 +91,7 @@ def train(path, case, folder):
         "rewards": of_all_ranks(getattr(trainer, "rewards_of_this_rank", [])),
         "step_reports": getattr(trainer, "step_reports", []),
         "has_reference_model": getattr(trainer, "ref_model", None) is not None,
+        "ranks_seen": getattr(trainer, "ranks_seen", []),
     }
 
 
