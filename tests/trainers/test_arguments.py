@@ -72,7 +72,7 @@ def test_arguments_that_no_class_takes_are_left_to_the_call() -> None:
 def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("losses")
     out = folder / "out.json"
-    command = [sys.executable, ROOT / "tests" / "workers" / "mean_losses.py", out]
+    command = [sys.executable, str(ROOT / "tests" / "workers" / "mean_losses.py"), str(out)]
     environment = {**os.environ, **ON_CPU, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
