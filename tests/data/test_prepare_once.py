@@ -29,7 +29,6 @@ def assert_same_rows(ranks: Ranks, key: str, count: int | None = None) -> None:
 
 
 @pytest.mark.gloo
-@pytest.mark.timeout(600)
 def test_one_of_four_ranks_tokenises_for_all(
     tiny_model: Path, read_only: Path, full_disk: Path, cache: dict[str, str], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from harness import ROOT
 from unsloth_accel.ranks import idle_gpus
 
 
-def test_the_command_that_uses_idle_gpus(monkeypatch):
+def test_the_command_that_uses_idle_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "train.py", raising=False)
     for ran, again in (
         (["-u", "-X", "dev", "train.py", "--lr", "1e-4"], "train.py --lr 1e-4"),
@@ -26,7 +27,7 @@ def test_the_command_that_uses_idle_gpus(monkeypatch):
 
 @pytest.mark.multigpu(gpus=2)
 @pytest.mark.parametrize("how", ["hook", "drop-in"])
-def test_plain_python_says_which_gpus_stay_idle(how, tiny_model, tmp_path):
+def test_plain_python_says_which_gpus_stay_idle(how: str, tiny_model: Path, tmp_path: Path) -> None:
     """Once, whether the script calls `enable_multi_gpu()` or makes the drop-in class."""
     script = ROOT / "tests" / "workers" / "idle_gpus.py"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
