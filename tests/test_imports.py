@@ -56,12 +56,12 @@ def floors_of_setup_cfg() -> dict[str, str]:
     return {requirement.name: str(requirement.specifier) for requirement in requirements}
 
 
-def test_the_floors_are_those_of_setup_cfg():
+def test_the_floors_are_those_of_setup_cfg() -> None:
     declared = floors_of_setup_cfg()
     assert {package: declared.get(package) for package in FLOORS} == {p: f">={floor}" for p, floor in FLOORS.items()}
 
 
-def test_every_fault_is_named_with_the_one_command_that_mends_all(tmp_path):
+def test_every_fault_is_named_with_the_one_command_that_mends_all(tmp_path: Path) -> None:
     install(tmp_path, trl="1.14.3", peft="0.9", torch="2.10.0+cu130")
     message = complaint(tmp_path)
     assert "trl is 1.14.3, needs >= 1.15" in message
@@ -70,7 +70,9 @@ def test_every_fault_is_named_with_the_one_command_that_mends_all(tmp_path):
     assert message.endswith("Run: pip install --upgrade 'torch>=2.11' 'trl>=1.15' 'peft>=0.21'")
 
 
-def test_versions_are_checked_also_where_the_script_imported_unsloth(tmp_path, monkeypatch):
+def test_versions_are_checked_also_where_the_script_imported_unsloth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, trl="1.14.3")
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
@@ -79,7 +81,7 @@ def test_versions_are_checked_also_where_the_script_imported_unsloth(tmp_path, m
         load_unsloth()
 
 
-def test_a_missing_package_is_a_fault(tmp_path):
+def test_a_missing_package_is_a_fault(tmp_path: Path) -> None:
     """An environment of its own: nothing but what is made here, and `packaging`, which does the comparing."""
     import packaging
 
@@ -94,7 +96,9 @@ def test_a_missing_package_is_a_fault(tmp_path):
 
 
 @pytest.mark.parametrize("version", ["2.11", "2.11.0+cu130", "2.11.0rc1", "2.12.0.dev20260901", "3.0"])
-def test_builds_of_a_version_that_is_new_enough_pass(version, tmp_path, monkeypatch):
+def test_builds_of_a_version_that_is_new_enough_pass(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, **(FLOORS | {"torch": version}))
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
@@ -102,7 +106,7 @@ def test_builds_of_a_version_that_is_new_enough_pass(version, tmp_path, monkeypa
 
 
 @pytest.mark.gpu
-def test_more_ranks_than_gpus_are_refused_before_a_gpu_is_touched():
+def test_more_ranks_than_gpus_are_refused_before_a_gpu_is_touched() -> None:
     import torch
 
     surplus = torch.cuda.device_count() + 1

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -39,13 +40,14 @@ def pip(*arguments: object) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def report_of(target: Path) -> dict:
+def report_of(target: Path) -> dict[str, Any]:
     """What Python finds when `target` is its site-packages, seen from a folder that holds nothing."""
     environment = {**os.environ, "PYTHONPATH": str(target)}
     command = [sys.executable, "-c", REPORT, str(target)]
     done = subprocess.run(command, cwd=target.parent, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 @pytest.fixture(scope="module")
@@ -86,20 +88,20 @@ def pins(name: str) -> dict[str, Requirement]:
     return requirements(*(ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines())
 
 
-def test_every_subpackage_is_named(setup_cfg):
+def test_every_subpackage_is_named(setup_cfg: configparser.ConfigParser) -> None:
     """Otherwise it is missing from the wheel and nowhere else."""
     on_disk = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "unsloth_accel").rglob("__init__.py")}
     assert set(lines(setup_cfg["options"], "packages")) == on_disk | {"unsloth_accel.accelerate_configs"}
 
 
-def test_the_floors_are_installed(setup_cfg):
+def test_the_floors_are_installed(setup_cfg: configparser.ConfigParser) -> None:
     floors = requirements(*lines(setup_cfg["options"], "install_requires"))
     assert {"accelerate", "peft", "torch", "transformers", "trl"} <= set(floors)
     for name, floor in floors.items():
         assert floor.specifier.contains(version(name), prereleases=True), f"{floor}, installed is {version(name)}"
 
 
-def test_the_pins_are_exact_and_reach_the_floors(setup_cfg):
+def test_the_pins_are_exact_and_reach_the_floors(setup_cfg: configparser.ConfigParser) -> None:
     pinned = pins("cpu.txt")
     extras = setup_cfg["options.extras_require"]
     floors = requirements(*lines(setup_cfg["options"], "install_requires"), *lines(extras, "dev"))
@@ -110,13 +112,13 @@ def test_the_pins_are_exact_and_reach_the_floors(setup_cfg):
         assert name not in floors or floors[name].specifier.contains(only.version), f"{floors[name]}, pinned is {pin}"
 
 
-def test_the_pinned_unsloth_is_the_floor(setup_cfg):
+def test_the_pinned_unsloth_is_the_floor(setup_cfg: configparser.ConfigParser) -> None:
     floors = requirements(*lines(setup_cfg["options.extras_require"], "gpu"))
     for name, pin in pins("cpu-unsloth.txt").items():
         assert str(pin.specifier).replace("==", ">=") == str(floors[name].specifier)
 
 
-def test_the_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
+def test_the_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     configs = {name for name in names if name.startswith("unsloth_accel/accelerate_configs/")}
     assert configs == {f"unsloth_accel/accelerate_configs/{name}.yaml" for name in config_names()}
@@ -131,7 +133,7 @@ def test_the_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
     assert f"{info}/licenses/LICENSE" in names
 
 
-def test_a_wheel_finds_its_configs_inside(wheel, tmp_path):
+def test_a_wheel_finds_its_configs_inside(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     pip(*PIP_INSTALL, "--target", target, wheel)
     report = report_of(target)
@@ -144,7 +146,7 @@ def test_a_wheel_finds_its_configs_inside(wheel, tmp_path):
     assert done.stdout == f"{folder / 'ddp.yaml'}\n", done.stderr
 
 
-def test_an_editable_install_finds_those_of_the_checkout(checkout, tmp_path):
+def test_an_editable_install_finds_those_of_the_checkout(checkout: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     pip(*PIP_INSTALL, "--target", target, "--editable", checkout)
     report = report_of(target)

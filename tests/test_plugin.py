@@ -1,5 +1,8 @@
 """The plugin: where a field's value comes from, what is refused, and what Accelerate is given."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from unsloth_accel import ConfigurationError, MultiGPUConfig, UnslothAcceleratorPlugin
@@ -22,24 +25,24 @@ CHOICES = {
 }
 
 
-def variable(field):
+def variable(field: str) -> str:
     return f"UNSLOTH_ACCEL_{field.upper()}"
 
 
 @pytest.fixture(autouse=True)
-def nothing_in_the_environment(monkeypatch):
+def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for field in PLUGIN_FIELDS:
         monkeypatch.delenv(variable(field), raising=False)
 
 
-def test_every_field_is_tested_here():
+def test_every_field_is_tested_here() -> None:
     assert set(PLUGIN_FIELDS) == {field for field, *_ in FIELDS}
 
 
 @pytest.mark.parametrize(("field", "default", "given", "text", "meant"), FIELDS)
 def test_a_field_comes_from_the_argument_else_the_environment_else_the_default(
-    field, default, given, text, meant, monkeypatch
-):
+    field: str, default: object, given: Any, text: str, meant: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert getattr(UnslothAcceleratorPlugin(), field) == default
     monkeypatch.setenv(variable(field), text)
     assert getattr(UnslothAcceleratorPlugin(), field) == meant
@@ -48,15 +51,17 @@ def test_a_field_comes_from_the_argument_else_the_environment_else_the_default(
 
 
 @pytest.mark.parametrize("text", ["1", "true", "True", "YES", "0", "false", "No"])
-def test_the_environment_spells_booleans_in_many_ways(text, monkeypatch):
+def test_the_environment_spells_booleans_in_many_ways(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable("static_graph"), text)
     assert UnslothAcceleratorPlugin().static_graph is (text.lower() in ("1", "true", "yes"))
 
 
 @pytest.mark.parametrize("source", ["argument", "environment"])
 @pytest.mark.parametrize("field", PLUGIN_FIELDS)
-def test_a_bad_value_is_refused_by_name_with_what_is_allowed(field, source, monkeypatch):
-    arguments = {field: "sideways"} if source == "argument" else {}
+def test_a_bad_value_is_refused_by_name_with_what_is_allowed(
+    field: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {field: "sideways"} if source == "argument" else {}
     if source == "environment":
         monkeypatch.setenv(variable(field), "sideways")
     with pytest.raises(ConfigurationError) as caught:
@@ -69,7 +74,7 @@ def test_a_bad_value_is_refused_by_name_with_what_is_allowed(field, source, monk
 
 
 @pytest.mark.parametrize("config", [UnslothAcceleratorPlugin, MultiGPUConfig])
-def test_a_misspelt_variable_is_refused_with_the_nearest(config, monkeypatch):
+def test_a_misspelt_variable_is_refused_with_the_nearest(config: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for field in MULTI_GPU_FIELDS:
         monkeypatch.delenv(variable(field), raising=False)
     monkeypatch.setenv(variable("gradient_sync"), "deferred")
@@ -80,17 +85,17 @@ def test_a_misspelt_variable_is_refused_with_the_nearest(config, monkeypatch):
         config()
 
 
-def test_the_variables_of_both_configurations_are_known():
+def test_the_variables_of_both_configurations_are_known() -> None:
     assert MULTI_GPU_VARIABLES == MULTI_GPU_FIELDS
 
 
 @pytest.mark.parametrize("value", ["true", 1, 0])
-def test_an_argument_that_only_looks_like_a_boolean_is_refused(value):
+def test_an_argument_that_only_looks_like_a_boolean_is_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"`static_graph` must be true or false, got {value!r}"):
         UnslothAcceleratorPlugin(static_graph=value)
 
 
-def test_a_hook_and_deferred_gradients_exclude_each_other(monkeypatch):
+def test_a_hook_and_deferred_gradients_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match=r"`comm_hook='bf16'` .* `gradient_sync='deferred'`"):
         UnslothAcceleratorPlugin(gradient_sync="deferred", comm_hook="bf16")
     monkeypatch.setenv(variable("comm_hook"), "fp16")
@@ -99,17 +104,17 @@ def test_a_hook_and_deferred_gradients_exclude_each_other(monkeypatch):
     assert UnslothAcceleratorPlugin(gradient_sync="overlapped").comm_hook == "fp16"
 
 
-def test_an_unknown_field_is_a_type_error():
+def test_an_unknown_field_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="gradient_synch"):
-        UnslothAcceleratorPlugin(gradient_synch="auto")
+        UnslothAcceleratorPlugin(gradient_synch="auto")  # type: ignore[call-arg]
 
 
-def test_fields_are_named_never_counted():
+def test_fields_are_named_never_counted() -> None:
     with pytest.raises(TypeError, match="positional"):
-        UnslothAcceleratorPlugin("auto")
+        UnslothAcceleratorPlugin("auto")  # type: ignore[call-arg]
 
 
-def test_the_users_own_handlers_stay_with_their_values():
+def test_the_users_own_handlers_stay_with_their_values() -> None:
     from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
 
     scaler = GradScalerKwargs(init_scale=16.0)
@@ -120,7 +125,7 @@ def test_the_users_own_handlers_stay_with_their_values():
 
 
 @pytest.mark.parametrize("given", [None, []])
-def test_without_a_ddp_handler_one_is_made(given):
+def test_without_a_ddp_handler_one_is_made(given: Sequence[Any] | None) -> None:
     from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 
     plugin = UnslothAcceleratorPlugin(comm_hook="bf16", gradient_as_bucket_view=True)
@@ -131,7 +136,7 @@ def test_without_a_ddp_handler_one_is_made(given):
     assert not given, "the user's own list is left alone"
 
 
-def test_fields_left_alone_do_not_touch_the_handler():
+def test_fields_left_alone_do_not_touch_the_handler() -> None:
     from accelerate.utils import DistributedDataParallelKwargs
 
     given = DistributedDataParallelKwargs(static_graph=True, find_unused_parameters=True)
@@ -140,7 +145,7 @@ def test_fields_left_alone_do_not_touch_the_handler():
     assert given.to_kwargs() == before
 
 
-def test_the_ddp_handler_is_accepted_by_accelerate_itself():
+def test_the_ddp_handler_is_accepted_by_accelerate_itself() -> None:
     """Accelerate looks handlers up by exact class: what the plugin makes must be one it knows."""
     from accelerate import Accelerator
 

@@ -10,13 +10,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from docs.test_notebooks import NOTEBOOKS, environment
 from harness import ROOT, free_port
+from kernels import NOTEBOOKS, environment
 
 
 SCREENSHOTS = ROOT / "build" / "browser"
@@ -24,7 +25,7 @@ DRIVER = Path(__file__).parents[1] / "workers" / "browser.mjs"
 
 
 @pytest.fixture(scope="module")
-def chromium():
+def chromium() -> str | None:
     """The browser's path; skips with all that is missing."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     node = shutil.which("node")
@@ -40,12 +41,12 @@ def chromium():
     return browser
 
 
-def _has_playwright(node):
+def _has_playwright(node: str) -> bool:
     return subprocess.run([node, "-e", "require('playwright-core')"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
-def lab(chromium, tmp_path_factory, tiny_model):
+def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Callable[[str], str]]:
     """A JupyterLab on copies of the notebooks, so that their outputs stay out of the checkout."""
     folder = tmp_path_factory.mktemp("lab")
     for notebook in NOTEBOOKS:
@@ -69,7 +70,7 @@ def lab(chromium, tmp_path_factory, tiny_model):
         server.wait(30)
 
 
-def _wait_for(url, server, log, seconds=60):
+def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         try:
@@ -83,14 +84,14 @@ def _wait_for(url, server, log, seconds=60):
 
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_notebook_runs_in_a_browser(path, lab, chromium):
+def test_the_notebook_runs_in_a_browser(path: Path, lab: Callable[[str], str], chromium: str) -> None:
     plots = 3 if path.name.startswith("03") else 0
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     screenshot = SCREENSHOTS / f"{path.stem}.png"
     screenshot.unlink(missing_ok=True)
 
     command = ["node", str(DRIVER), lab(path.name), chromium, str(screenshot)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=290, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
 
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_tables_are_those_of_the_result_files():
+def test_the_tables_are_those_of_the_result_files() -> None:
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
     page = (ROOT / "docs" / "gradient_sync.md").read_text()
     assert tables["host_costs"]() in (ROOT / "docs" / "host_costs.md").read_text()

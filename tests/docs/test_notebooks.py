@@ -1,32 +1,15 @@
+"""The notebooks: stored clean, and running from top to bottom."""
+
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from harness import ROOT
+from kernels import NOTEBOOKS, environment
 
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-
-def environment(tmp_path: Path, model: Path) -> dict[str, str]:
-    """What a kernel gets: this checkout, no network, a quiet Unsloth, and a model; without a GPU it makes its own."""
-    import torch
-
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "HF_HUB_OFFLINE": "1",
-        "MODEL": str(model) if torch.cuda.is_available() else "",
-        "OMP_NUM_THREADS": "1",
-        "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "compiled"),
-        "UNSLOTH_DISABLE_STATISTICS": "1",
-    }
-
-
-def test_there_are_three_and_they_are_stored_without_outputs():
+def test_there_are_three_and_they_are_stored_without_outputs() -> None:
     assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text())["cells"]
@@ -35,7 +18,7 @@ def test_there_are_three_and_they_are_stored_without_outputs():
 
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, ROOT / "examples" / "unchanged.py"], ids=lambda path: path.stem)
-def test_unsloth_is_imported_before_trl(path):
+def test_unsloth_is_imported_before_trl(path: Path) -> None:
     """What a reader copies; a formatter that sorts imports would turn it round."""
     text = path.read_text()
     texts = [text]
@@ -49,13 +32,13 @@ def test_unsloth_is_imported_before_trl(path):
 
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_notebook_runs_top_to_bottom(path, tmp_path, tiny_model):
+def test_the_notebook_runs_top_to_bottom(path: Path, tmp_path: Path, tiny_model: Path) -> None:
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
 
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=150, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute(env=environment(tmp_path, tiny_model))
 

@@ -1,10 +1,13 @@
-"""Functions that `tests/test_launching.py` runs on ranks; plain torch, no Unsloth."""
+"""Functions that `tests/launch/test_launcher.py` runs on ranks; plain torch, no Unsloth."""
 
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+
+
+FOR_EVER = 3600  # no test waits so long
 
 
 def sum_of_ranks(offset, *, scale=1):
@@ -22,7 +25,7 @@ def rank_one_raises():
     sum_of_ranks(0)
     if os.environ["RANK"] == "1":
         raise KeyError("the row that rank 1 cannot read")
-    time.sleep(120)
+    time.sleep(FOR_EVER)
 
 
 def rank_one_dies(how):
@@ -51,6 +54,6 @@ def bar_then_wait(folder):
         written = Path(folder, f"writing_{rank}")
         written.write_text(str(os.getpid()))
         written.rename(Path(folder, f"pid_{rank}"))
-        time.sleep(120)
+        time.sleep(FOR_EVER)
     finally:
         Path(folder, f"left_{rank}").touch()
