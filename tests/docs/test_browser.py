@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT, free_port
-from kernels import NOTEBOOKS, environment
+from notebook_kernel import NOTEBOOKS, environment
 
 
 SCREENSHOTS = ROOT / "build" / "browser"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT
-from kernels import NOTEBOOKS, environment
+from notebook_kernel import NOTEBOOKS, environment
 
 
 def test_there_are_three_and_they_are_stored_without_outputs() -> None:
