@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .chunks import CHUNK_BYTES, Chunk, TrainedChunks, num_bytes
+from .chunks import Chunk, TrainedChunks
 
 
 POLL_SECONDS = 0.01
@@ -47,7 +47,9 @@ class GradientReduction:
     def _average(self, chunk: Chunk) -> None:
         gradients = [_gradient(p) for p in chunk.parameters]
         if chunk.flat is None:
-            dist.all_reduce(gradients[0].mul_(self._scale), group=self._group)
+            (alone,) = chunk.parameters
+            alone.grad = gradients[0].contiguous()  # it is summed where it lies
+            dist.all_reduce(alone.grad.mul_(self._scale), group=self._group)
             return
         torch._foreach_copy_(chunk.views, gradients)
         dist.all_reduce(chunk.flat.mul_(self._scale), group=self._group)
@@ -97,6 +99,4 @@ def wait_until(deadline: float, work: dist.Work | None) -> bool:
 def _gradient(parameter: nn.Parameter) -> Tensor:
     gradient = parameter.grad
     assert gradient is not None, "`average` has filled in what was missing"
-    if num_bytes(gradient) >= CHUNK_BYTES and not gradient.is_contiguous():
-        gradient = parameter.grad = gradient.contiguous()  # it is summed where it lies
     return gradient

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigurationError, GradientSyncError, PeerError
 from ..ranks.agreement import gather_values
-from ..ranks.store import fetch_error, publish_error
+from ..ranks.store import fetch_error, find_errors, publish_error
 from .backward import EndOfBackward
 from .checksum import WeightsChecksum
 from .chunks import TrainedChunks
@@ -26,6 +26,8 @@ from .reports import Action, RankReport, ReportExchange, SentReports, StepMember
 KEPT_STEPS = 1000
 # How long a failed rank waits for the others to come to the reduction before it leaves.
 FAILURE_SECONDS = 60.0
+# How long a rank waits for the others to say what they train, when that has changed.
+AGREEMENT_SECONDS = 60.0
 
 # Runs are made in the same order on all ranks.
 _runs = count()
@@ -92,8 +94,15 @@ class DataParallelRun:
         """Averages the gradients, if they are deferred, and sends this rank's report. On a GPU it only enqueues."""
         self.settle()
         self.begun += 1
-        if self._trained.refresh():
-            self._agree_on("what is trained", self._trained_names())
+        self._refresh()
+        try:
+            self._exchange_step()
+        except RuntimeError as lost:  # a connection that a failing rank closed; or this rank's own, raised as it is
+            _raise_peers_error(lost)
+            raise
+        self._guard.note_reduced()
+
+    def _exchange_step(self) -> None:
         presence = [p.grad is not None for p in self._trained.parameters]
         checksum = self._checksum.compute(self._trained.chunks)
         self._stopwatch.start()
@@ -102,7 +111,19 @@ class DataParallelRun:
         if missing:
             somewhere = self._sent_reports().presence()
             self._reduction.forget([index for index in missing if not somewhere[index]])
-        self._guard.note_reduced()
+
+    def _refresh(self) -> None:
+        """Takes in layers that were frozen or unfrozen since the last step, which every rank must have done."""
+        before = set(self._trained_names())
+        if self._trained.refresh():
+            changed = sorted(before.symmetric_difference(self._trained_names()))
+            try:
+                self._agree_on("what is trained", self._trained_names())
+            except PeerError as late:
+                raise ConfigurationError(
+                    f"This rank has changed `requires_grad` of {changed[0]} ({len(changed)} parameters in all), and "
+                    f"not every rank has: {late} Freeze and unfreeze on all ranks."
+                ) from late
 
     def _send(self, presence: Sequence[bool], checksum: Tensor | None) -> None:
         values: dict[str, float | Tensor] = {}
@@ -168,7 +189,7 @@ class DataParallelRun:
 
     def _agree_on(self, what: str, mine: list[str]) -> None:
         """Raises on every rank if one has something else, or does not come: what it trains has not changed."""
-        every = gather_values(f"{what} in run {self._number}, reduction {self.begun}", mine)
+        every = gather_values(f"{what} in run {self._number}, reduction {self.begun}", mine, AGREEMENT_SECONDS)
         for rank, theirs in enumerate(every):
             if theirs != every[0]:
                 only = sorted(set(theirs) ^ set(every[0])) or ["the order"]
@@ -184,6 +205,14 @@ class DataParallelRun:
 def _act(action: Action | None) -> None:
     if action is not None:
         action()
+
+
+def _raise_peers_error(lost: RuntimeError) -> None:
+    """Raises what another rank published before the connection to it was lost, if any did."""
+    published = find_errors()
+    if published:
+        rank, text = published[0]
+        raise PeerError(f"Rank {rank} failed:\n{text}") from lost
 
 
 def _raise_for_difference(ranks: Sequence[RankReport]) -> None:

@@ -52,6 +52,12 @@ def fetch_error(failed: int, timeout: float = ERROR_SECONDS) -> str:
     return text.decode()
 
 
+def find_errors() -> list[tuple[int, str]]:
+    """The errors that other ranks have published so far, each with its rank. Does not wait."""
+    others = (other for other in range(world_size()) if other != rank())
+    return [(other, fetch_error(other)) for other in others if connect().check([_error_key(other)])]
+
+
 def has_ended(other: int) -> bool:
     """Whether the process of rank `other` has come to its end. One that was killed never tells."""
     return connect().check([_end_key(other)])

@@ -1,0 +1,83 @@
+"""When a rank fails, differs or leaves, all hear of it, and no failed step passes for a good one."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import ROOT, launch, rank_results
+
+
+WORKER = ROOT / "tests" / "workers" / "failing_ranks.py"
+
+pytestmark = pytest.mark.gloo
+
+
+def survive(case: str, folder: Path) -> list[dict[str, Any]]:
+    """What each rank saw of a case that all ranks live through."""
+    launch(WORKER, folder / "out", case, timeout=120)
+    return rank_results(folder / "out")
+
+
+def die(case: str, folder: Path) -> str:
+    """The error output of a case that ends the job, well before any time limit of a collective."""
+    began = time.monotonic()
+    text = launch(WORKER, folder / "out", case, timeout=120, expect_failure=True).stderr
+    assert time.monotonic() - began < 110
+    return text
+
+
+def test_a_rank_that_fails_stops_the_others_in_the_same_step(tmp_path: Path) -> None:
+    survivor, failed = survive("in_forward", tmp_path)
+    assert (failed["error"], failed["text"]) == ("ValueError", "no row for rank 1")
+    assert survivor["error"] == "PeerError"
+    assert survivor["text"].startswith("Rank 1 failed in this optimizer step:")
+    assert 'raise ValueError(f"no row for rank {RANK}")' in survivor["text"]
+
+
+def test_the_update_of_a_failed_step_cannot_be_saved(tmp_path: Path) -> None:
+    survivor, failed = survive("in_forward", tmp_path)
+    assert failed["moved"] == 0.0
+    assert failed["saved"]["error"] is None, "it holds the state of before the step"
+    assert survivor["moved"] > 0.0, "else nothing is shown"
+    for attempt in ("saved", "nested"):
+        assert survivor[attempt]["error"] == "PeerError"
+        assert "go back to the last checkpoint" in survivor[attempt]["text"]
+
+
+@pytest.mark.parametrize(
+    ("case", "error"),
+    [
+        ("with_two_models", "ValueError: no row for rank 1"),
+        ("after_the_reduction", "ValueError: no step for rank 1"),
+        ("in_the_reduction", "torch.OutOfMemoryError: CUDA out of memory"),
+    ],
+)
+def test_where_the_others_cannot_be_met_the_rank_leaves_with_its_own_error(
+    case: str, error: str, tmp_path: Path
+) -> None:
+    text = die(case, tmp_path)
+    assert f"[rank1]: {error}" in text
+    if "[rank0]: Traceback" in text:  # the launcher did not end it before it noticed the lost connection
+        assert "[rank0]: unsloth_accel.errors.PeerError: Rank 1 failed:" in text
+        assert error in text.partition("[rank0]: unsloth_accel.errors.PeerError")[2]
+
+
+def test_a_rank_with_other_weights_is_named_in_the_next_step(tmp_path: Path) -> None:
+    for rank in survive("different_weights", tmp_path):
+        assert rank["error"] == "GradientSyncError"
+        assert rank["text"].startswith("Rank 1 holds other weights than rank 0")
+
+
+def test_a_layer_that_one_rank_alone_unfreezes_is_named(tmp_path: Path) -> None:
+    text = die("different_parameters", tmp_path)
+    assert "[rank1]: unsloth_accel.errors.ConfigurationError: This rank has changed `requires_grad` of 2.bias" in text
+    assert "Rank 0 did not come to" in text
+
+
+def test_ranks_that_train_other_parameters_are_refused(tmp_path: Path) -> None:
+    """By DDP, when it is built."""
+    for rank in survive("different_models", tmp_path):
+        assert rank["error"] == "RuntimeError"
+        assert "DDP expects same model across all ranks" in rank["text"]
