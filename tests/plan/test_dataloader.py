@@ -123,10 +123,17 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
 
 
 def test_an_epoch_that_nobody_sets_follows_the_one_before() -> None:
-    """As where a user's own loop iterates again: Accelerate counts when the last row has been drawn."""
+    """As where a user's own loop iterates again."""
     loader, again = balanced(Run(13, ranks=1, drop_last=True), 0), balanced(Run(13, ranks=1, drop_last=True), 0)
     first, second = ([batch["rows"] for batch in loader] for _ in range(2))
     assert (first, second) == (epoch(again, 0), epoch(again, 1))
+
+
+def test_a_sampler_that_is_set_later_draws_the_rows() -> None:
+    """As Accelerate sets the one it finds in a checkpoint."""
+    loader = balanced(Run(8, ranks=1), 0)
+    loader.set_sampler(SequentialSampler(loader.dataset))
+    assert [batch["rows"] for batch in loader] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_the_ranks_of_a_step_are_balanced() -> None:

@@ -92,8 +92,6 @@ class BalancedBatchSampler(Sampler[list[int]]):
         full_steps, left = self._rows_of_steps()
         for count in [self._rows_of_full_step] * full_steps + [left] * (left > 0):
             yield from self._batches(list(islice(rows, count)))
-        for _ in rows:  # what is dropped; Accelerate's SeedableRandomSampler counts its epoch after the last row
-            pass
 
     def _batches(self, rows: list[int]) -> Iterator[list[int]]:
         micro_batches, slots = self._shape_of_step(len(rows))

@@ -1,0 +1,131 @@
+"""How much memory one rank needs for a step, estimated from sizes alone.
+
+The terms follow from what Unsloth's kernels hold and save for a dense decoder on its fast path, in bf16, without
+dropout or biases, checkpointed with "unsloth", which keeps the inputs of recomputed layers on the host. It is what
+`torch.cuda.max_memory_allocated` would say; the CUDA context and the fragments of the allocator come on top.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from .decoder import DecoderShape
+
+
+Bits = Literal[4, 8, 16]
+
+GIB = 2**30
+BF16, FP32 = 2, 4
+# NF4 with double quantisation adds 0.127 bits a weight for its scales (Dettmers et al. 2023, "QLoRA", section 3,
+# https://arxiv.org/abs/2305.14314).
+WEIGHT_BYTES = {4: 4.127 / 8, 8: 1.0, 16: 2.0}
+ADAM_STATES = 2
+# Unsloth's fused cross entropy (unsloth_zoo/fused_losses/cross_entropy_loss.py) cuts the tokens into chunks of which
+# each stays, at 16 bytes a logit, below half of the free memory and this; multiples of 4 where one is not enough.
+LOSS_BUDGET = 4 * GIB
+BUDGETED_BYTES_PER_LOGIT = 16
+# What a chunk really holds at its peak; measured.
+HELD_BYTES_PER_LOGIT = 4
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What one rank needs, in GiB.
+
+    Args:
+        weights (`float`): Of the model, with the buffer that quantised ones are unpacked into.
+        adapters (`float`): Of LoRA, 0 where all weights are trained.
+        gradients (`float`): Of what is trained.
+        optimizer (`float`): The two states of Adam.
+        reduction (`float`): What averaging the gradients holds besides them.
+        layer (`float`): The activations of one layer that is not recomputed.
+        peak (`float`): The most that is held at once: in the loss, in backward, or in the optimizer's step.
+    """
+
+    weights: float
+    adapters: float
+    gradients: float
+    optimizer: float
+    reduction: float
+    layer: float
+    peak: float
+
+
+def estimate_memory(
+    shape: DecoderShape,
+    tokens: int,
+    layers_kept: int = 0,
+    bits: Bits = 16,
+    lora_rank: int | None = 16,
+    reduction: float = 0.0,
+) -> MemoryEstimate:
+    """Estimates the memory of one rank.
+
+    Args:
+        shape (`DecoderShape`):
+            The sizes of the model.
+        tokens (`int`):
+            The tokens of the largest piece, padding included.
+        layers_kept (`int`, *optional*, defaults to 0):
+            The layers that keep their activations; the others are recomputed.
+        bits (`int`, *optional*, defaults to 16):
+            The bits of a weight in a linear layer: 4 (QLoRA), 8 or 16. Embedding and head always have 16.
+        lora_rank (`int`, *optional*, defaults to 16):
+            The rank of float32 adapters on all linear layers. `None`: every weight is trained, in bf16.
+        reduction (`float`, *optional*, defaults to 0.0):
+            GiB that averaging the gradients holds besides them: as much as they take where they are copied into one
+            flat tensor, nothing where they are views of DDP's buckets.
+
+    Returns:
+        `MemoryEstimate`: Each part, and the peak.
+    """
+    full = lora_rank is None
+    embeddings = (1 if shape.tied else 2) * shape.head_weights
+    weights = BF16 * embeddings + WEIGHT_BYTES[bits] * shape.linear_weights + _unpacked_bytes(shape, bits)
+    adapters = 0 if lora_rank is None else FP32 * adapter_weights(shape, lora_rank)
+    gradients = BF16 * (embeddings + shape.linear_weights) if full else adapters
+    optimizer = ADAM_STATES * gradients
+    held = weights + adapters + gradients + optimizer + reduction * GIB
+    layer = tokens * saved_bytes(shape)
+    loss = _loss_bytes(shape, tokens) + (2 * BF16 * shape.head_weights if full else 0)  # dW of a chunk and their sum
+    backward = _backward_bytes(shape, tokens) + (layer if layers_kept < shape.layers else 0)
+    # Adam with foreach makes temporaries of the size of what it updates, more of them for bf16 weights.
+    step = (2 if full else 1) * gradients
+    peak = held + max(layers_kept * layer + loss, layers_kept * layer + backward, step)
+    parts = (weights, adapters, gradients, optimizer, reduction * GIB, layer, peak)
+    return MemoryEstimate(*(part / GIB for part in parts))
+
+
+def adapter_weights(shape: DecoderShape, rank: int) -> int:
+    """The weights of LoRA on all linear layers: `rank` times the inputs and the outputs of each."""
+    return shape.layers * rank * sum(inputs + outputs for inputs, outputs in shape.linear_shapes)
+
+
+def saved_bytes(shape: DecoderShape) -> int:
+    """The bytes that a layer saves for backward for each token.
+
+    In bf16: the inputs of both norms, of the q, k, v projections and of the MLP; q, k, v and the output of attention,
+    once for `o_proj` and once for the attention kernel itself; gate and up. In float32: a log-sum-exp for each head
+    and the scales of both norms.
+    """
+    residual = 4 * shape.hidden
+    attention = 3 * shape.attention_width + 2 * shape.key_value_width
+    return BF16 * (residual + attention + 2 * shape.intermediate) + FP32 * (shape.heads + 2)
+
+
+def _unpacked_bytes(shape: DecoderShape, bits: Bits) -> int:
+    """The one buffer into which `fast_dequantize` (unsloth/kernels/utils.py) unpacks the weight it needs."""
+    return 0 if bits == 16 else BF16 * max(inputs * outputs for inputs, outputs in shape.linear_shapes)
+
+
+def _loss_bytes(shape: DecoderShape, tokens: int) -> int:
+    """The last hidden states, their gradient, and the logits of one chunk."""
+    budgets = tokens * shape.vocabulary * BUDGETED_BYTES_PER_LOGIT / LOSS_BUDGET
+    chunks = 1 if budgets <= 1 else min(4 * math.ceil(budgets / 4), tokens)
+    logits = math.ceil(tokens / chunks) * shape.vocabulary * HELD_BYTES_PER_LOGIT
+    return 2 * BF16 * tokens * shape.hidden + logits
+
+
+def _backward_bytes(shape: DecoderShape, tokens: int) -> int:
+    """The temporaries of the MLP's backward, which is the widest: its hidden gradients and those of the residual."""
+    return 2 * BF16 * tokens * (shape.intermediate + shape.hidden)
