@@ -85,7 +85,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Runs
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Ended, Runs]:
-    cases = [*ON_TWO_RANKS, "refused"]
+    cases = [*ON_TWO_RANKS, "classes"]
     return train(cases, "cpu_gloo", 2, tmp_path_factory.mktemp("two"), tiny_model, then=["fail"])
 
 
@@ -95,7 +95,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tup
     folders = [tmp_path_factory.mktemp("generated") for _ in range(2)]
     env = {"GENERATED_TRAINERS": "1"}
     one = train(GENERATED, "cpu_gloo", 1, folders[0], tiny_model, env=env)[1]
-    return one, train([*GENERATED, "sft/2", "refused"], "cpu_gloo", 2, folders[1], tiny_model, env=env)[1]
+    return one, train([*GENERATED, "sft/2", "classes"], "cpu_gloo", 2, folders[1], tiny_model, env=env)[1]
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +189,7 @@ def test_one_rank_prepares_the_data(case: str, two_ranks: tuple[Ended, Runs]) ->
 def test_the_tokens_of_each_rank_add_up_to_what_is_logged(case: str, two_ranks: tuple[Ended, Runs]) -> None:
     result = two_ranks[1][case]
     logged = [0, *(entry["num_tokens"] for entry in result["logs"])]
-    tokens = [[row[1] for row in rows] for rows in result["step_reports"]]
-    assert [sum(ranks) for ranks in tokens] == [after - before for before, after in pairwise(logged)]
+    assert [sum(ranks) for ranks in result["tokens"]] == [after - before for before, after in pairwise(logged)]
 
 
 @pytest.mark.gloo
@@ -205,6 +204,16 @@ def test_grpo_samples_on_every_rank_and_learns_from_all(two_ranks: tuple[Ended, 
     assert first != second, "the ranks draw different samples"
     of_all = [sum(ours + theirs) / 8 for ours, theirs in zip(first, second, strict=True)]
     assert [entry["reward"] for entry in result["logs"]] == pytest.approx(of_all, abs=1e-6)
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("kind", ["TRL's", "generated"])
+def test_the_users_classes_stay_on_top(kind: str, request: pytest.FixtureRequest) -> None:
+    found = request.getfixturevalue("two_ranks" if kind == "TRL's" else "generated")[1]["classes"]
+    ours = ["UnslothAcceleratedSFTTrainer", "UnslothAcceleratedTrainerMixin"]
+    assert found["mro"][:5] == ["UnslothAcceleratedGathering", "Gathering", "OwnStep", *ours]
+    assert found["shown"] == ["model", "args", "texts", "tokenizer", "plugin"], "those of the user's `__init__`"
+    assert found["same"] == [True] * 3, "the same class for the same class"
 
 
 @pytest.mark.gloo
@@ -226,7 +235,7 @@ def test_arguments_by_position_are_refused_on_every_rank(
     kind: str, trainer: str, request: pytest.FixtureRequest
 ) -> None:
     runs = request.getfixturevalue("two_ranks" if kind == "TRL's" else "generated")[1]
-    for rank in runs["refused"]["refused"]:
+    for rank in runs["classes"]["refused"]:
         (finding, why), empty = rank[trainer]
         assert finding == "ConfigurationError"
         assert why.startswith("`auto_find_batch_size` must be False on several ranks, got True: ")
@@ -237,8 +246,8 @@ def test_arguments_by_position_are_refused_on_every_rank(
 def test_a_class_over_one_that_unsloth_has_replaced_is_refused(
     two_ranks: tuple[Ended, Runs], generated: tuple[Runs, Runs]
 ) -> None:
-    assert two_ranks[1]["refused"]["refused"][0]["early"] is None, "without a GPU Unsloth's derives from it"
-    kind, text = generated[1]["refused"]["refused"][0]["early"]
+    assert two_ranks[1]["classes"]["refused"][0]["early"] is None, "without a GPU Unsloth's derives from it"
+    kind, text = generated[1]["classes"]["refused"][0]["early"]
     assert kind == "ConfigurationError"
     assert text.startswith("`Early` derives from the `trl.SFTTrainer` of before `import unsloth`")
 

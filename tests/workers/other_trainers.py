@@ -2,16 +2,17 @@
 
 Usage: other_trainers.py MODEL OUT CASE [CASE ...], on one rank with python or on several with `accelerate launch`.
 
-A CASE is a name of `CASES`, and may end in `/2` for two micro-batches per step; or it is `refused`, or `fail`, which
+A CASE is a name of `CASES`, and may end in `/2` for two micro-batches per step; or it is `classes`, or `fail`, which
 ends the job. What is trained, and with what, is in `trainer_cases.py`.
 """
 
+import inspect
 import sys
 from functools import partial
 from pathlib import Path
 
 
-from trainer_cases import CASES, arguments, language_model, of, pairs  # isort: skip  # imports Unsloth
+from trainer_cases import CASES, Gathering, arguments, language_model, of, pairs  # isort: skip  # imports Unsloth
 import counting_tokenizer
 import torch
 import trl
@@ -63,13 +64,24 @@ def refused(folder):
     return found
 
 
+def classes(folder):
+    """What `accelerated` makes of classes, and what those refuse."""
+    users = accelerated(Gathering)
+    return {
+        "same": [accelerated(cls) is accelerated(cls) for cls in (trl.SFTTrainer, trl.DPOTrainer, Gathering)],
+        "mro": [cls.__name__ for cls in users.__mro__],
+        "shown": list(inspect.signature(users).parameters),
+        "refused": of_all_ranks(refused(folder)),
+    }
+
+
 def of_a_test_or_ours(cls):
     return cls.__module__.partition(".")[0] in ("__main__", "trainer_cases", "unsloth_accel")
 
 
 def train(path, case, folder):
-    if case == "refused":
-        return {"refused": of_all_ranks(refused(folder))}
+    if case == "classes":
+        return classes(folder)
     name, _, accumulation = case.partition("/")
     counting_tokenizer.rows = 0
     trainer = CASES[name](path, folder, int(accumulation or 1))
@@ -89,7 +101,7 @@ def train(path, case, folder):
         "learning_rates": sorted({group["lr"] for group in trainer.optimizer.param_groups}),
         "tokenised": of_all_ranks(tokenised),
         "rewards": of_all_ranks(getattr(trainer, "rewards_of_this_rank", [])),
-        "step_reports": getattr(trainer, "step_reports", []),
+        "tokens": [[report.values["tokens"] for report in step] for step in getattr(trainer, "step_reports", [])],
         "has_reference_model": getattr(trainer, "ref_model", None) is not None,
         "ranks_seen": getattr(trainer, "ranks_seen", []),
     }

@@ -227,7 +227,7 @@ def users_sft(path, folder, accumulation):
     args = arguments(trl.SFTConfig, folder, accumulation, max_length=256)
     if WORLD_SIZE == 1:
         return Gathering(model, args, texts(), tokenizer)
-    plugin = UnslothAcceleratorPlugin(gradient_sync="overlapped")
+    plugin = UnslothAcceleratorPlugin(gradient_sync="deferred")
     trainer = accelerated(Gathering)(model, args, texts(), tokenizer, plugin=plugin)
     assert trainer.plugin is plugin
     return trainer

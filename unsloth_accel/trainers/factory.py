@@ -52,9 +52,10 @@ def accelerated(trainer_class: "type[Trainer]") -> "type[Trainer]":
         raise TypeError(f"`trainer_class` must be a subclass of transformers.Trainer, got {trainer_class!r}.")
     if issubclass(trainer_class, UnslothAcceleratedTrainerMixin):
         return trainer_class
-    if trainer_class not in _made:
-        _made[trainer_class] = _make(trainer_class)
-    return _made[trainer_class]
+    made = _made.get(trainer_class)
+    if made is None:
+        made = _made[trainer_class] = _make(trainer_class)
+    return made
 
 
 def _make(trainer_class: "type[Trainer]") -> "type[Trainer]":
