@@ -3,6 +3,9 @@
 import gc
 import json
 import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +30,7 @@ COMPARABLE = {
 SGD = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 1.0}
 
 
-def of_all_ranks(value):
+def of_all_ranks(value: Any) -> list[Any]:
     if WORLD_SIZE == 1:
         return [value]
     every = [None] * WORLD_SIZE
@@ -35,16 +38,16 @@ def of_all_ranks(value):
     return every
 
 
-def between_ranks(weights):
+def between_ranks(weights: torch.Tensor) -> float:
     """The largest difference of any rank's weights, on the CPU, to this rank's."""
     return max((weights - other).abs().max().item() for other in of_all_ranks(weights))
 
 
-def steps_logged(trainer):
+def steps_logged(trainer: Any) -> list[dict[str, float]]:
     return [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry]
 
 
-def report(out, result, train):
+def report(out: Path, result: dict[str, Any], train: Callable[[], dict[str, Any]]) -> None:
     """Adds what `train()` returns to `result`, or its error, and adds that as a line to the file `out`, on rank 0."""
     try:
         result |= train()

@@ -5,15 +5,14 @@ import sys
 
 from unsloth_accel import UnslothAcceleratedSFTTrainer, enable_multi_gpu  # isort: skip
 from datasets import Dataset
+from start import tiny_lora
 from trl import SFTConfig, SFTTrainer
-from unsloth import FastLanguageModel
 
 
 how, path, out = sys.argv[1:]
 if how == "hook":
     enable_multi_gpu()
-model, tokenizer = FastLanguageModel.from_pretrained(path, max_seq_length=64, load_in_4bit=False)
-model = FastLanguageModel.get_peft_model(model, r=4, target_modules=["q_proj"])
+model, tokenizer = tiny_lora(path)
 rows = Dataset.from_dict({"text": ["rank and batch"] * 4})
 trainer_class = SFTTrainer if how == "hook" else UnslothAcceleratedSFTTrainer
 trainer_class(

@@ -17,18 +17,12 @@ early = first.SFTTrainer if FIRST == "trl" else None
 from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratedTrainerMixin, accelerated  # isort: skip
 import trl
 from datasets import Dataset
-from failure import failure
+from start import failure, tiny_lora
 from transformers import Trainer
-from unsloth import FastLanguageModel
 
 
 def name(cls):
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def build():
-    model, tokenizer = FastLanguageModel.from_pretrained(MODEL, max_seq_length=64, load_in_4bit=False)
-    return FastLanguageModel.get_peft_model(model, r=4, lora_alpha=4, random_state=3407), tokenizer
 
 
 def trainer(kind, model, tokenizer, **arguments):
@@ -79,7 +73,7 @@ def wrapping():
 
 
 def main():
-    model, tokenizer = build()
+    model, tokenizer = tiny_lora(MODEL)
     base = UnslothAcceleratedSFTTrainer.__bases__[1]
     kinds = {"drop-in": UnslothAcceleratedSFTTrainer}
     result = {
@@ -106,7 +100,7 @@ def main():
         result["rewards"] = [failure(rewards, model, config), failure(rewards, model=model, args=config)]
         result["unknown argument"] = failure(UnslothAcceleratedSFTTrainer, model=model, plugins=None)
     for key, kind in kinds.items():
-        made = trainer(kind, *build())
+        made = trainer(kind, *tiny_lora(MODEL))
         made.train()
         result[f"loss of {key}"] = made.state.log_history[0]["loss"]
     Path(OUT).write_text(json.dumps(result))

@@ -12,15 +12,14 @@ from typing import Any
 
 import unsloth  # isort: skip  # first, as in every script of Unsloth's documentation
 import datasets
-import torch
 import torch.distributed as dist
 import trl
 import trl.trainer.sft_trainer
 from accelerate import PartialState
+from start import RANK, tiny_lora
 from transformers.utils.logging import is_progress_bar_enabled
 from trl import SFTConfig
 from trl import SFTTrainer as Early
-from unsloth import FastLanguageModel
 
 from unsloth_accel import (
     ConfigurationError,
@@ -100,16 +99,6 @@ def arguments(folder: Path) -> SFTConfig:
     )
 
 
-def lora(path: str) -> tuple[Any, Any]:
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        path, max_seq_length=64, load_in_4bit=False, dtype=torch.float32
-    )
-    model = FastLanguageModel.get_peft_model(
-        model, r=4, target_modules=["q_proj"], use_gradient_checkpointing="unsloth", random_state=3407
-    )
-    return model, tokenizer
-
-
 def refused(function: Callable[..., object], *args: object, **kwargs: object) -> str:
     try:
         function(*args, **kwargs)
@@ -122,9 +111,9 @@ def main() -> None:
     path, out = sys.argv[1], Path(sys.argv[2])
     # TRL and transformers fill their lazy modules when a name is first used; that is not ours to restore.
     _ = trl.SFTTrainer, UnslothAcceleratedSFTTrainer
-    assert (vars(unsloth).get("print") is None) == (os.environ["RANK"] == "0"), "the class mends the loading"
+    assert (vars(unsloth).get("print") is None) == (RANK == 0), "the class mends the loading"
     disable_multi_gpu()
-    model, tokenizer = lora(path)
+    model, tokenizer = tiny_lora(path, use_gradient_checkpointing="unsloth")
     rows = datasets.Dataset.from_list([{"text": "rank and batch " * (1 + index % 5)} for index in range(16)])
     common = {"model": model, "processing_class": tokenizer, "train_dataset": rows}
     script_arguments = arguments(out.parent / "run")
@@ -185,7 +174,7 @@ def main() -> None:
     disable_multi_gpu()
     assert_restored(model, before)
 
-    if os.environ["RANK"] == "0":
+    if RANK == 0:
         out.write_text(json.dumps({"status": status.to_json(), "printed": str(status), "errors": errors}))
 
 

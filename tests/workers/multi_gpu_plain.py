@@ -14,14 +14,12 @@ enable_multi_gpu()
 enable_multi_gpu(batch_size_per_gpu=2)
 
 import datasets
-import torch
+from start import tiny_lora
 from trl import SFTConfig
-from unsloth import FastLanguageModel
 
 
 path, folder = sys.argv[1:]
-model, tokenizer = FastLanguageModel.from_pretrained(path, max_seq_length=64, load_in_4bit=False, dtype=torch.float32)
-model = FastLanguageModel.get_peft_model(model, r=4, target_modules=["q_proj"], random_state=3407)
+model, tokenizer = tiny_lora(path)
 rows = datasets.Dataset.from_list([{"text": "rank and batch"}] * 4)
 arguments = SFTConfig(folder, max_steps=1, report_to="none", save_strategy="no", bf16=False)
 trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=arguments)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from failure import failure
+from start import failure
 from torch import nn
 from transformers import Trainer, TrainingArguments
 

@@ -2,18 +2,20 @@
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def write_result(out, seen):
+def write_result(out: str | Path, seen: Mapping[str, Any]) -> None:
     """What `harness.rank_results` reads."""
     Path(f"{out}-{RANK}.json").write_text(json.dumps(seen))
 
 
-def failure(function, *arguments, **options):
+def failure(function: Callable[..., object], *arguments: object, **options: object) -> list[str] | None:
     """How a call fails: the error's type and text, or None where there is none."""
     try:
         function(*arguments, **options)
@@ -22,7 +24,7 @@ def failure(function, *arguments, **options):
     return None
 
 
-def tiny_lora(path, targets=("q_proj",), r=4, **options):
+def tiny_lora(path: str, **options: Any) -> tuple[Any, Any]:
     """The tiny model in float32 with an adapter, and its tokenizer, as Unsloth loads them."""
     import torch
     from unsloth import FastLanguageModel
@@ -31,6 +33,6 @@ def tiny_lora(path, targets=("q_proj",), r=4, **options):
         path, max_seq_length=64, load_in_4bit=False, dtype=torch.float32
     )
     model = FastLanguageModel.get_peft_model(
-        model, r=r, lora_alpha=r, target_modules=list(targets), random_state=3407, **options
+        model, r=4, lora_alpha=4, target_modules=["q_proj"], random_state=3407, **options
     )
     return model, tokenizer

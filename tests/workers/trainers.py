@@ -16,8 +16,8 @@ from unsloth_accel import PeerError, UnslothAcceleratedSFTTrainer  # isort: skip
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from failure import failure
 from peft import LoraConfig, get_peft_model
+from start import failure
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from trl import SFTConfig, SFTTrainer
 
