@@ -1,7 +1,7 @@
 """Keeps what the docs show of the results that the tests of GPUs wrote: `python benchmarks/keep_results.py FOLDER`.
 
     export GPU_RESULTS=FOLDER
-    pytest -m multigpu tests/test_gpu_matrix.py tests/test_model_families.py tests/test_other_trainers.py
+    pytest -m multigpu tests/trainers
 
 Writes benchmarks/results/*_2x_h100.jsonl, a line for each case: without the weights and what else only the tests
 compare, and of an error its first sentence.

@@ -67,7 +67,9 @@ def test_a_script_gets_its_arguments_and_its_error_comes_back(
     script = WORKERS / "launch_script.py"
 
     assert launch_ddp_training(script, "cpu_gloo", args=("--steps", 3)) is None
-    assert "ARGV ['--steps', '3']" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ARGV ['--steps', '3']" in out
+    assert f"PYTHONPATH {ROOT}\n" in out, "the ranks must find this package, wherever it is"
     with pytest.raises(LaunchError, match="the script gave up") as caught:
         launch_ddp_training(str(script), "cpu_gloo", args=("fail",))
     assert caught.value.rank == 1

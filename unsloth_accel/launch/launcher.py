@@ -182,7 +182,7 @@ def _sources(target: str | Path | Callable[..., Any]) -> dict[str, list[str]]:
 def _environment() -> dict[str, str]:
     """The caller's, with output that is not held back, and with this package importable."""
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    parent = str(Path(__file__).parents[1])
+    parent = str(Path(__file__).parents[2])
     if parent not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (parent, os.environ.get("PYTHONPATH"))))
     return environment
