@@ -30,6 +30,8 @@ class Layers(nn.Module):
     def forward(self, rows):
         first, second, third = self.layers
         hidden = torch.tanh(first(rows))
+        if not hidden.requires_grad:  # else a reentrant checkpoint gives its weights no gradient at all
+            hidden = hidden.detach().requires_grad_()
         hidden = checkpoint(lambda x: torch.tanh(second(second(x))), hidden, use_reentrant=self.reentrant)
         return {"out": [self.head(torch.tanh(third(hidden)))]}
 

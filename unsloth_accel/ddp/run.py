@@ -19,7 +19,7 @@ from .checksum import WeightsChecksum
 from .chunks import TrainedChunks
 from .guard import OptimizerGuard
 from .reduction import GradientReduction
-from .reports import Action, RankReport, ReportExchange, SentReports, StepMember, Stopwatch
+from .reports import RankReport, ReportExchange, SentReports, StepMember, Stopwatch
 
 
 # Steps whose reports are remembered.
@@ -92,7 +92,10 @@ class DataParallelRun:
 
     def reduce(self) -> None:
         """Averages the gradients, if they are deferred, and sends this rank's report. On a GPU it only enqueues."""
-        self.settle()
+        if self._guard.applied:
+            self.settle()
+        else:  # a second backward in the same step, as of FGM: its reports take the place of the first's
+            self._receive()
         self.begun += 1
         self._refresh()
         try:
@@ -146,16 +149,22 @@ class DataParallelRun:
             PeerError: If a rank failed in that step.
             GradientSyncError: If the ranks hold different weights.
         """
+        ranks = self._receive()
+        if ranks:
+            self.step_reports.append(ranks)
+            for action in [member.decide(ranks) for member in self._members]:
+                if action is not None:
+                    action()
+
+    def _receive(self) -> list[RankReport]:
+        """What every rank said in the last reduction, once; raises if one failed or went its own way."""
         if self._sent is None:
-            return
+            return []
         ranks, self._sent = self._sent.reports(), None
         self._waited = self._stopwatch.seconds()
         self._raise_for_failure(ranks)
         _raise_for_difference(ranks)
-        self.step_reports.append(ranks)
-        actions = [member.decide(ranks) for member in self._members]
-        for action in actions:
-            _act(action)
+        return ranks
 
     def fail(self, *, joins: bool) -> None:
         """Tells the others why this rank fails: to be called where the error is handled.
@@ -200,11 +209,6 @@ class DataParallelRun:
 
     def _peak_memory_gib(self) -> float:
         return torch.cuda.max_memory_allocated(self._device) / 2**30 if self._device.type == "cuda" else 0.0
-
-
-def _act(action: Action | None) -> None:
-    if action is not None:
-        action()
 
 
 def _raise_peers_error(lost: RuntimeError) -> None:

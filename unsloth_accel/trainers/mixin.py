@@ -1,6 +1,7 @@
 """What turns a trainer of transformers or TRL into one that trains Unsloth's models on many ranks."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -171,7 +172,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """
         if self._run is None:
             return super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
-        batches = [batch for batch, _ in zip(epoch_iterator, range(num_batches), strict=False)]
+        batches = list(islice(epoch_iterator, num_batches))
         self._settle_step()
         counted = super().get_batch_samples(iter(batches), num_batches, *args, **kwargs)
         self._begin_step(batches)
