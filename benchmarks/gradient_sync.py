@@ -1,9 +1,17 @@
-"""Deferred against overlapped gradient synchronisation, and against plain Unsloth, on the same model in one process.
+"""What this package's trainer costs against plain Unsloth on the same work, in one process, mode after mode.
 
-Usage: accelerate launch --num_processes N benchmarks/gradient_sync.py --model PATH --ft lora --rank 16
+Usage: accelerate launch --multi_gpu --num_processes N benchmarks/gradient_sync.py --model PATH --work 4x1:fixed
 
-The modes alternate (A B C A B C), because the speed of a machine drifts; the first third of each run's steps is
-dropped. Prints one JSON line per mode, from rank 0.
+A work is `ROWSxACCUMULATION:LENGTHS`. The modes alternate (A B A B), because the speed of a machine drifts, and each
+run begins with the same weights. The device is waited for twice in a run, after the first third of the steps and at
+the end, and not in between: a clock that waits in each step hides the waits of what it measures. Modes:
+
+    plain       trl.SFTTrainer as Unsloth patches it
+    varlen      the same with one attention launch per layer, which torch >= 2.12, flash-attn or xformers bring
+    deferred    ours, gradients averaged after backward
+    overlapped  ours, gradients averaged by DDP's reducer
+
+Prints one JSON line per work and mode after each round, from rank 0; the last one holds all rounds.
 """
 
 import argparse
@@ -22,24 +30,28 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from unsloth import FastLanguageModel
 
+from unsloth_accel.fixes import packed_attention
+
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WORDS = ["alpha", "beta", "gamma", "the", "a", "of", "tensor", "rank", "gradient", "batch", "loss", "model"]
+WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
 
 
-class StepClock(TrainerCallback):
-    """Wall-clock milliseconds of each optimizer step, the GPU's work included."""
+class RunClock(TrainerCallback):
+    """Wall-clock milliseconds of a step, the device's work included, as the mean over the last two thirds of a run."""
 
-    def __init__(self):
-        self.times = []
+    def __init__(self, steps):
+        self.first, self.steps = steps // 3, steps
 
     def on_step_end(self, args, state, control, **kwargs):
-        torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
+        if state.global_step == self.first:
+            torch.cuda.synchronize()
+            self.began = time.perf_counter()
 
-    def milliseconds(self):
-        kept = self.times[len(self.times) // 3 :]
-        return [1000 * (b - a) for a, b in zip(kept, kept[1:], strict=False)]
+    def on_train_end(self, args, state, control, **kwargs):
+        torch.cuda.synchronize()
+        self.milliseconds = 1000 * (time.perf_counter() - self.began) / (self.steps - self.first)
 
 
 def build(options):
@@ -63,25 +75,25 @@ def build(options):
     return model, tokenizer
 
 
-def dataset(options):
+def dataset(options, rows, lengths):
     draw = random.Random(1)
 
     def length():
-        if options.lengths == "fixed":
+        if lengths == "fixed":
             return options.seq + 8
         return max(8, min(options.seq, int(draw.lognormvariate(5.8, 0.9))))
 
-    count = options.steps * options.rows * options.accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+    count = options.steps * rows * WORLD_SIZE
     return Dataset.from_list([{"text": " ".join(draw.choice(WORDS) for _ in range(length()))} for _ in range(count)])
 
 
-def run(mode, model, tokenizer, rows, options):
+def run(mode, model, tokenizer, data, options, rows, accumulation):
     arguments = SFTConfig(
         output_dir="/tmp/out",
-        per_device_train_batch_size=options.rows,
-        gradient_accumulation_steps=options.accumulation,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
         max_steps=options.steps,
-        learning_rate=1e-5,
+        learning_rate=1e-4,
         logging_steps=options.steps,
         report_to="none",
         max_length=options.seq,
@@ -91,29 +103,37 @@ def run(mode, model, tokenizer, rows, options):
         disable_tqdm=True,
         bf16=True,
     )
-    clock = StepClock()
-    common = {"model": model, "processing_class": tokenizer, "args": arguments, "train_dataset": rows}
-    if mode == "plain":
+    clock = RunClock(options.steps)
+    common = {"model": model, "processing_class": tokenizer, "args": arguments, "train_dataset": data}
+    if mode in ("plain", "varlen"):
+        undo = packed_attention.apply(None) if mode == "varlen" and packed_attention.probe(None).needed else None
         trainer = SFTTrainer(**common, callbacks=[clock])
     else:
         plugin = UnslothAcceleratorPlugin(gradient_sync=mode)
         trainer = UnslothAcceleratedSFTTrainer(**common, callbacks=[clock], plugin=plugin)
+        undo = trainer.applied_fixes.undo
     torch.cuda.reset_peak_memory_stats()
-    trainer.train()
-    if mode != "plain":
-        trainer.applied_fixes.undo()  # the next run of plain Unsloth is plain
+    loss = trainer.train().training_loss
+    if undo is not None:
+        undo()
+    waits = [ranks[0].wait_seconds * 1000 for ranks in getattr(trainer, "step_reports", [])]
     peak = torch.cuda.max_memory_allocated() / 2**30
-    waits = [
-        row.wait_seconds * 1000 for rows_of_step in getattr(trainer, "step_reports", []) for row in rows_of_step[:1]
-    ]
-    ddp = trainer.model_wrapped
-    settings = {k: getattr(ddp, k, None) for k in ("find_unused_parameters", "gradient_as_bucket_view")}
-    return clock.milliseconds(), peak, waits, settings
+    return {"ms": clock.milliseconds, "peak_gib": peak, "loss": loss, "wait_ms": waits}
 
 
-def ratios(steps, reference):
-    """Round by round, so that a drift of the machine cancels."""
-    return [mine / theirs for mine, theirs in zip(steps, reference, strict=True)]
+def summary(runs, reference):
+    """`runs`, `reference`: one entry a round."""
+    ratios = [mine["ms"] / theirs["ms"] for mine, theirs in zip(runs, reference, strict=False)]
+    waits = [wait for one in runs for wait in one["wait_ms"]]
+    return {
+        "step_ms": round(statistics.median(one["ms"] for one in runs), 1),
+        "step_ms_rounds": [round(one["ms"], 1) for one in runs],
+        "against": round(statistics.median(ratios), 4),
+        "against_rounds": [round(ratio, 4) for ratio in ratios],
+        "loss": [round(one["loss"], 4) for one in runs],
+        "peak_gib": round(max(one["peak_gib"] for one in runs), 2),
+        "wait_ms": round(statistics.median(waits), 2) if waits else None,
+    }
 
 
 def main() -> None:
@@ -121,45 +141,38 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--ft", default="lora", choices=("lora", "qlora", "full"))
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--modes", nargs="+", default=["plain", "deferred", "overlapped"])
+    parser.add_argument("--modes", nargs="+", default=["varlen", "deferred"])
+    parser.add_argument("--work", nargs="+", default=["4x1:fixed"], metavar="ROWSxACCUMULATION:LENGTHS")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=4, help="rows of one micro-batch on each GPU")
-    parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--seq", type=int, default=2048)
-    parser.add_argument("--lengths", default="fixed", choices=("fixed", "lognormal"))
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=9)
     options = parser.parse_args()
     model, tokenizer = build(options)
-    rows = dataset(options)
     forward = model.forward
-    steps, peaks, waits, settings = ({mode: [] for mode in options.modes} for _ in range(4))
-    for _ in range(options.rounds):
-        for mode in options.modes:
-            milliseconds, peak, waited, settings[mode] = run(mode, model, tokenizer, rows, options)
-            steps[mode].append(statistics.median(milliseconds))
-            peaks[mode].append(peak)
-            waits[mode] += waited
-            model.forward = forward  # Accelerate wraps it in autocast, anew in each run
-            gc.collect()
-            torch.cuda.empty_cache()
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    if os.environ.get("RANK", "0") == "0":
-        for mode in options.modes:
-            result = {
-                "mode": mode,
-                **vars(options),
-                "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-                "gradient_mib": round(trained / 2**20, 1),
-                "step_ms": round(statistics.median(steps[mode]), 1),
-                "step_ms_rounds": [round(value, 1) for value in steps[mode]],
-                "against_first": round(statistics.median(ratios(steps[mode], steps[options.modes[0]])), 4),
-                "peak_gib": round(max(peaks[mode]), 2),
-                "wait_ms": round(statistics.median(waits[mode]), 2) if waits[mode] else None,
-                **settings[mode],
-                "gpu": torch.cuda.get_device_name(),
-                "torch": torch.__version__,
-            }
-            print("RESULT " + json.dumps(result), flush=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in trained]
+    machine = {"world_size": WORLD_SIZE, "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    machine["compiled"] = os.environ.get("UNSLOTH_COMPILE_DISABLE", "0") != "1"
+    machine["gradient_mib"] = round(sum(p.numel() * p.element_size() for p in trained) / 2**20, 1)
+    for work in options.work:
+        shape, lengths = work.split(":")
+        rows, accumulation = map(int, shape.split("x"))
+        data = dataset(options, rows * accumulation, lengths)
+        runs = {mode: [] for mode in options.modes}
+        for round_number in range(options.rounds + 1):
+            for mode in options.modes:
+                with torch.no_grad():
+                    for parameter, value in zip(trained, start, strict=True):
+                        parameter.copy_(value)
+                found = run(mode, model, tokenizer, data, options, rows, accumulation)
+                if round_number:  # the first compiles kernels
+                    runs[mode].append(found)
+                model.forward = forward  # Accelerate wraps it in autocast, anew in each run
+                gc.collect()
+            for mode in options.modes if round_number and RANK == 0 else ():
+                told = {"work": work, "mode": mode, **summary(runs[mode], runs[options.modes[0]])}
+                told |= {"ft": options.ft, "rank": options.rank, "steps": options.steps, "seq": options.seq, **machine}
+                print("RESULT " + json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

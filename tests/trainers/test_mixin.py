@@ -61,7 +61,6 @@ def test_the_signature_is_trls_plus_plugin(first, after):
 def test_what_the_mixin_overrides_is_still_there_with_its_arguments(after):
     preparing = ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"]
     assert after["unsloth_accel"]["relied on"] == {
-        "_build_accelerator_args": ["self", "kwargs"],
         "training_step": ["self", "model", "inputs", "num_items_in_batch"],
         "_prepare_dataset": preparing,
         "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
@@ -169,11 +168,11 @@ def plain_ranks(tmp_path_factory):
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        ("by rule", {"DDP in charge": False, "find_unused_parameters": False}),
-        ("overlapped", {"DDP in charge": True, "find_unused_parameters": False, "gradient_as_bucket_view": True}),
+        ("by rule", {"deferred": True, "find_unused_parameters": False}),
+        ("overlapped", {"deferred": False, "find_unused_parameters": False, "gradient_as_bucket_view": True}),
         ("find unused", {"find_unused_parameters": True, "bucket_mb": 3}),
         ("plugin over arguments", {"find_unused_parameters": False}),
-        ("static graph", {"DDP in charge": True, "static_graph": True}),
+        ("static graph", {"deferred": False, "static_graph": True}),
     ],
 )
 def test_what_training_arguments_say_of_ddp_wins_over_the_rule(case, expected, plain_ranks):
@@ -201,7 +200,7 @@ def test_ranks_that_would_train_apart_are_refused(plain_ranks):
 def test_it_stands_down_for_a_mode_that_splits_the_model_and_says_so_once(plain_ranks):
     assert plain_ranks.stderr.count("Unsloth's tensor parallelism is in charge, unsloth_accel stands down") == 1
     for rank in plain_ranks.ranks:
-        assert rank["stands down"]["DDP in charge"]
+        assert rank["stands down"]["deferred"] is None
         assert rank["stands down"]["fixes"] == []
         assert rank["by rule"]["fixes"], "else nothing is shown"
 

@@ -82,14 +82,14 @@ def test_four_ranks_follow_one(one_rank: dict[str, Run], tmp_path: Path, tiny_mo
     assert_same_trajectory(run, reference(one_rank, run))
 
 
-def test_a_step_is_one_reduction_whatever_its_micro_batches(two_ranks: dict[str, Run]) -> None:
+def test_a_step_is_one_exchange_whatever_its_micro_batches(two_ranks: dict[str, Run]) -> None:
     run = two_ranks["kind=lora,checkpointing=true,optim=sgd,accumulation=2,count=yes"]
-    assert run["collectives"] == [{"c10d::allreduce_": 1}] * len(run["logs"])
+    assert run["collectives"] == [{"c10d::allreduce_": 2}] * len(run["logs"]), "all gradients, and the reports"
 
 
 def test_every_rank_knows_what_every_rank_did(two_ranks: dict[str, Run]) -> None:
     run = two_ranks[ADAMW]
     logged = [0, *(entry["num_tokens"] for entry in run["logs"])]
-    tokens = [[row[1] for row in rows] for rows in run["step_reports"]]
+    tokens = [[report["values"]["tokens"] for report in step] for step in run["step_reports"]]
     assert [sum(ranks) for ranks in tokens] == [after - before for before, after in pairwise(logged)]
     assert all(first != second for first, second in tokens), "the lengths are uneven, so are the ranks"

@@ -4,10 +4,12 @@ Torch and Accelerate only; Unsloth is not needed to average gradients.
 """
 
 import atexit
+import gc
 import json
 import os
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import torch
@@ -57,14 +59,11 @@ def train(accelerator, epochs=2):
                 optimizer.step()
                 optimizer.zero_grad()
     weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).tolist()
-    in_charge = model.require_backward_grad_sync
     accelerator.free_memory()
-    return {
-        "norms": norms,
-        "weights": weights,
-        "DDP in charge": [in_charge, model.require_backward_grad_sync],
-        "forward sync": model.require_forward_param_sync,
-    }
+    watched = weakref.ref(getattr(model, "module", model))
+    del model, optimizer, loader
+    gc.collect()
+    return {"norms": norms, "weights": weights, "alive": watched() is not None}
 
 
 def wrapped(handler, model=None, **plugin):
@@ -72,10 +71,11 @@ def wrapped(handler, model=None, **plugin):
     plugin = UnslothAcceleratorPlugin(**plugin)
     accelerator = UnslothAccelerator(plugin=plugin, kwargs_handlers=[handler] if handler else None)
     ddp = accelerator.prepare(model or build())
-    names = ("find_unused_parameters", "gradient_as_bucket_view", "static_graph", "require_backward_grad_sync")
+    names = ("find_unused_parameters", "gradient_as_bucket_view", "static_graph")
     return {name: getattr(ddp, name) for name in names} | {
         "bucket_mb": ddp.bucket_bytes_cap // 2**20,
         "hooks": len(getattr(ddp, "_comm_hooks", ())),
+        "deferred": accelerator._runs[0].deferred,
     }
 
 
@@ -94,7 +94,7 @@ def stood_down():
     accelerator = UnslothAccelerator()
     ddp = accelerator.prepare(build())
     del os.environ["UNSLOTH_TP_SIZE"]
-    return {"DDP in charge": ddp.require_backward_grad_sync, "fixes": len(accelerator.applied_fixes)}
+    return {"wrapped": type(ddp).__name__, "runs": len(accelerator._runs), "fixes": len(accelerator.applied_fixes)}
 
 
 def agree():

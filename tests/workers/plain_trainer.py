@@ -67,7 +67,7 @@ def train(plugin=None, fails=False, **arguments):
         "static_graph": ddp.static_graph,
         "bucket_mb": ddp.bucket_bytes_cap // 2**20,
         "gradient_as_bucket_view": ddp.gradient_as_bucket_view,
-        "DDP in charge": ddp.require_backward_grad_sync,
+        "deferred": None if trainer._run is None else trainer._run.deferred,
         "weight": ddp.module.weight.tolist(),
         "fixes": trainer.applied_fixes.names,
     }

@@ -139,7 +139,7 @@ def train(path, case, out):
         "weights": weights.tolist() if not ON_GPU else [],
         "between_ranks": between_ranks(weights),
         "collectives": counter.steps,
-        "step_reports": getattr(trainer, "step_reports", []),
+        "step_reports": [[one._asdict() for one in step] for step in getattr(trainer, "step_reports", [])],
     }
 
 

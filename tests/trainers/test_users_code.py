@@ -1,0 +1,71 @@
+"""What a user's own code does with a trainer follows one rank on two, or is refused with a reason."""
+
+from pathlib import Path
+
+import pytest
+
+from harness import ROOT, launch
+from trajectories import Run, assert_follows, assert_same_weights, read_runs
+
+
+WORKER = ROOT / "tests" / "workers" / "users_code.py"
+CASES = [
+    "train",
+    "evaluates_first",
+    "predicts_first",
+    "another_evaluates",
+    "trains_twice",
+    "unfreezes",
+    "own_step",
+    "own_backward",
+    "r_drop",
+    "fgm",
+    "gathers",
+    "streams",
+    "stops_in_a_step",
+    "compiles",
+    "counts_tokens",
+]
+
+pytestmark = pytest.mark.gloo
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
+    """Plain TRL on one rank, the reference."""
+    out = tmp_path_factory.mktemp("one") / "out"
+    launch(WORKER, tiny_model, out, *CASES, num_processes=1, timeout=280)
+    return read_runs(out)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
+    """The accelerated trainers on two ranks."""
+    out = tmp_path_factory.mktemp("two") / "out"
+    ended = launch(WORKER, tiny_model, out, *CASES, timeout=280)
+    return read_runs(out) | {"log": {"stderr": ended.stderr}}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_follow_one(case: str, one: dict[str, Run], two: dict[str, Run]) -> None:
+    assert_follows(two[case], one[case])
+    assert_same_weights(two[case], one[case])
+    assert two[case]["between_ranks"] == 0.0
+    # The step that was stopped in its middle counts nothing; a compiled graph exchanges no reports.
+    steps = len(one[case]["logs"])
+    assert two[case]["reports"] == (0 if case == "compiles" else steps)
+
+
+def test_a_users_gather_gets_the_rows_of_all_ranks(one: dict[str, Run], two: dict[str, Run]) -> None:
+    assert two["gathers"]["rows"] == one["gathers"]["rows"] == 32
+
+
+@pytest.mark.parametrize("case", ["train", "r_drop", "fgm", "gathers", "streams", "counts_tokens"])
+def test_what_trl_logs_is_logged(case: str, one: dict[str, Run], two: dict[str, Run]) -> None:
+    for ours, plain in zip(two[case]["logs"], one[case]["logs"], strict=True):
+        assert ours.keys() == plain.keys() >= {"entropy", "mean_token_accuracy", "num_tokens"}
+        assert ours["num_tokens"] == plain["num_tokens"]
+
+
+def test_a_compiled_model_is_said_to_be_reduced_by_ddp(two: dict[str, Run]) -> None:
+    assert "gradients overlapped: torch.compile takes in DDP's reducer" in two["log"]["stderr"]
