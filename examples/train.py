@@ -49,7 +49,9 @@ def model_and_dataset(options: argparse.Namespace) -> tuple[str, str]:
     """The names on the command line; what is not named is made by one rank."""
     if options.model and options.dataset:
         return options.model, options.dataset
-    model, dataset = run_once(lambda: prepare_small_model(options.output), name="making the small model")
+    model, dataset = run_once(
+        lambda: prepare_small_model(options.output), key="small_model", description="making the small model"
+    )
     return options.model or model, options.dataset or dataset
 
 
