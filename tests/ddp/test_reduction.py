@@ -83,6 +83,18 @@ def test_overlapped_only_the_reports_are_exchanged(ranks: list[dict[str, Any]]) 
 
 
 @pytest.mark.gloo
+def test_inside_join_ddps_reducer_is_in_charge(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["joined"]["difference"] == 0.0
+        assert rank["joined"]["reports"] == 0
+
+
+@pytest.mark.gloo
+def test_a_step_of_two_backwards_is_reported_once(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["two_backwards"] for rank in ranks] == [1] * len(ranks)
+
+
+@pytest.mark.gloo
 def test_batch_statistics_are_those_of_ddp(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         ours, ddp = rank["batch_statistics"]

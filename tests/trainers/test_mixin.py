@@ -61,6 +61,14 @@ def test_the_signature_is_trls_plus_plugin(first, after):
 def test_what_the_mixin_overrides_is_still_there_with_its_arguments(after):
     preparing = ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"]
     assert after["unsloth_accel"]["relied on"] == {
+        "_prepare_for_training": ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"],
+        "_maybe_log_save_evaluate": [
+            *("self", "tr_loss", "grad_norm", "model", "trial", "epoch"),
+            *("ignore_keys_for_eval", "start_time", "learning_rate"),
+        ],
+        "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
+        "save_model": ["self", "output_dir", "_internal_call"],
+        "_save": ["self", "output_dir", "state_dict"],
         "training_step": ["self", "model", "inputs", "num_items_in_batch"],
         "_prepare_dataset": preparing,
         "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],

@@ -133,9 +133,11 @@ def reports():
     """In the first step the last rank comes late; in the second each tells how long it waited in the first."""
     member = Member()
     with Ours(members=[member]) as (ddp, run):
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.0)
         loss = ddp(micro_batches(1)[0])["loss"]
         time.sleep(0.5 if RANK == LAST else 0.0)
         loss.backward()
+        optimizer.step()
         read_at_once = len(run.step_reports)
         ddp(micro_batches(1)[0])["loss"].backward()
         read_by_the_next = len(run.step_reports)
@@ -216,7 +218,31 @@ def freed():
     return {"local after the copy's backward": local_after_copy, "alive": watched() is not None}
 
 
-CASES = (averages, two_precisions, reports, overlapped, counted, batch_statistics, freed)
+def joined():
+    """Rank r has 2 + r batches. The ranks that are done answer DDP's reducer, which is in charge as long."""
+    found = []
+    with Ours() as (ddp, run):
+        for model in (ddp, wrap(find_unused_parameters=False)):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            with model.join():
+                for rows in micro_batches(2 + RANK):
+                    model(rows, (*BOTH, "never"))["loss"].backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+            found.append(weights(model))
+        return {"difference": (found[0] - found[1]).abs().max().item(), "reports": len(run.step_reports)}
+
+
+def two_backwards():
+    """In one step, as of FGM: what the ranks report second takes the place of the first."""
+    with Ours() as (ddp, run):
+        for rows in micro_batches(2):
+            ddp(rows)["loss"].backward()
+        run.settle()
+        return len(run.step_reports)
+
+
+CASES = (joined, two_backwards, averages, two_precisions, reports, overlapped, counted, batch_statistics, freed)
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")

@@ -45,7 +45,11 @@ def signatures(ours, theirs):
 def relied_on():
     """The parameters of what the mixin overrides."""
     owners = {
-        "_build_accelerator_args": Trainer,
+        "_prepare_for_training": Trainer,
+        "_maybe_log_save_evaluate": Trainer,
+        "get_batch_samples": Trainer,
+        "save_model": Trainer,
+        "_save": Trainer,
         "training_step": Trainer,
         "_prepare_dataset": trl.SFTTrainer,
         "compute_loss": trl.SFTTrainer,

@@ -100,7 +100,10 @@ class EndOfBackward:
 
 
 def is_joining(ddp: DistributedDataParallel) -> bool:
-    """Whether the ranks are inside `ddp.join()`, where one without data answers the collectives of DDP's reducer."""
+    """Whether the ranks are in `ddp.join()`, where one without data answers the collectives of DDP's reducer.
+
+    torch does not take the setting back at the end of the block, so DDP's reducer stays in charge after it, too.
+    """
     return bool(ddp._join_config.enable)
 
 

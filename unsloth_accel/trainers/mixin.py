@@ -129,8 +129,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
         ddp = find_ddp(self.model_wrapped)
         if ddp is None:
             raise GradientSyncError(
-                f"`accelerator.prepare` returned a {type(self.model_wrapped).__name__} that is not in DDP: the gradients "
-                "would stay those of each rank. Pass the trainer the model itself."
+                f"`accelerator.prepare` returned a {type(self.model_wrapped).__name__} that is not in DDP: gradients would "
+                "stay those of each rank. Pass the trainer the model itself."
             )
         if not choice.compiled:
             members = list(self._step_members())

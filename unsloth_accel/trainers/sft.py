@@ -70,9 +70,10 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         stays_local = self._run is not None and model.training and self.compute_loss_func is None
         if metrics is None or not stays_local or metrics.is_full:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        counted = self._total_train_tokens
         with self._metrics_stay_local():
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
-        metrics.note_micro_batch(inputs.get("labels"))
+        metrics.note_micro_batch(inputs.get("labels"), self._total_train_tokens - counted)
         return loss
 
     @contextmanager

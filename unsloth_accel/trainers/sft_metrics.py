@@ -28,7 +28,7 @@ class SFTMetrics:
         self._trainer = trainer
         self._micro_batches = micro_batches
         self._noted: list[dict[str, float]] = []
-        self._tokens_before_step = 0.0
+        self._tokens = 0.0
         slots = range(micro_batches)
         self.columns = ("num_tokens", *(f"{name}_{slot}" for slot in slots for name in ("labelled", *_METRICS)))
 
@@ -43,11 +43,11 @@ class SFTMetrics:
             logged = self._trainer._metrics["train"].get(name)
             if logged and self._noted:
                 del logged[-len(self._noted) :]
-        self._noted = []
-        self._tokens_before_step = self._trainer._total_train_tokens
+        self._noted, self._tokens = [], 0.0
 
-    def note_micro_batch(self, labels: Tensor | None) -> None:
-        """Keeps what TRL has just logged, or nothing where this Unsloth backend logs nothing."""
+    def note_micro_batch(self, labels: Tensor | None, tokens: float) -> None:
+        """Keeps what TRL has just logged, if this backend of Unsloth logs it, and the tokens it counted."""
+        self._tokens += tokens
         logged = self._trainer._metrics["train"]
         if labels is not None and any(name in logged for name in _METRICS):
             metrics = {name: logged[name][-1] for name in _METRICS if name in logged}
@@ -56,7 +56,7 @@ class SFTMetrics:
     def report(self) -> Mapping[str, float | Tensor]:
         """This rank's metrics of each micro-batch."""
         numbers = {f"{name}_{slot}": value for slot, noted in enumerate(self._noted) for name, value in noted.items()}
-        return {"num_tokens": self._trainer._total_train_tokens - self._tokens_before_step, **numbers}
+        return {"num_tokens": self._tokens, **numbers}
 
     def decide(self, ranks: Sequence[RankReport]) -> Action | None:
         """Every rank logs the metrics of all."""
@@ -70,9 +70,9 @@ class SFTMetrics:
                 if name in logged:
                     logged[name][slot - count] = _mean(ranks, name, slot)
         if "num_tokens" in logged:
-            self._trainer._total_train_tokens = self._tokens_before_step + sum(r.values["num_tokens"] for r in ranks)
+            self._trainer._total_train_tokens += sum(report.values["num_tokens"] for report in ranks) - self._tokens
             logged["num_tokens"] = [self._trainer._total_train_tokens]
-        self._noted = []
+        self._noted, self._tokens = [], 0.0
 
 
 def _mean(ranks: Sequence[RankReport], name: str, slot: int) -> float:
