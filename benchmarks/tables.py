@@ -113,6 +113,29 @@ def host_costs() -> str:
     return _table(f"| what | setting | {' | '.join(figures.values())} |", rows)
 
 
+def imbalance() -> str:
+    """The slowest rank against the mean, in the order of the rows and balanced; and the time where rows are padded."""
+    rows = []
+    for run in _read("plan_rows_cpu"):
+        if "planned_rows" not in run:
+            shape = f"{run['ranks']} x {run['slots']} x {run['rows']}"
+            keys = ("plain", "balanced", "balanced_one_batch", "bound", "time_over_plain")
+            figures = [f"{run[key]:.3f}" if key in run else "" for key in keys]
+            rows.append([run["lengths"] + ", padded" * run["padded"], shape, *figures])
+    head = "| lengths | ranks x slots x rows | plain | balanced | one batch a rank | bound | time, balanced / plain |"
+    return _table(head, rows)
+
+
+def planning() -> str:
+    """What an epoch of planning costs each rank."""
+    rows = []
+    for run in _read("plan_rows_cpu"):
+        if "planned_rows" in run:
+            shape = f"{run['ranks']} x {run['slots']} x {run['rows']}"
+            rows.append([shape, f"{run['cpu_s']:.1f}", f"{run['ms_per_step']:.2f}", f"{run['peak_mib']}"])
+    return _table("| ranks x slots x rows | CPU seconds an epoch | ms a step | MiB |", rows)
+
+
 def _family(run: dict) -> tuple[str, str]:
     return run["family"], run["kind"]
 
@@ -128,4 +151,5 @@ def _difference(run: dict, reference: dict) -> float:
 
 
 if __name__ == "__main__":
-    print(step_times(), matrix(), model_families(), other_trainers(), host_costs(), sep="\n\n")
+    tables = (step_times, matrix, model_families, other_trainers, host_costs, imbalance, planning)
+    print(*(table() for table in tables), sep="\n\n")

@@ -15,3 +15,6 @@ def test_the_tables_are_those_of_the_result_files() -> None:
     assert tables["step_times"]() in page
     assert tables["matrix"]() in page
     assert tables["model_families"]() in page
+    plan = (ROOT / "docs" / "step_plan.md").read_text()
+    assert tables["imbalance"]() in plan
+    assert tables["planning"]() in plan

@@ -75,6 +75,10 @@ def test_the_search_finds_what_longest_first_misses() -> None:
     assert costliest(balance(np.array(costs), 3), costs) == best_of_all(costs, 3) == 9
 
 
+def test_the_search_ends_where_no_move_helps() -> None:
+    assert balance(np.array([10, 3, 3]), 2) == [[0], [1, 2]]
+
+
 def test_ties_go_to_what_comes_first() -> None:
     assert longest_first([2, 2, 2, 2, 2], 2) == [[0, 2, 4], [1, 3]]
 
@@ -84,21 +88,22 @@ def test_rows_owed_to_a_group_are_kept_back() -> None:
     assert longest_first([100, 1, 1, 1], 2, least=2) == [[0, 3], [1, 2]]
 
 
-PLAN = """
-import hashlib, numpy as np
+PLANS = """
+import numpy as np
 from unsloth_accel.plan.balance import balance
-costs = np.random.default_rng(0).integers(1, 1 << 30, 3000).repeat(2)
-print(hashlib.sha256(repr(balance(costs, 64, 4)).encode()).hexdigest())
+for seed in range(20):
+    costs = np.random.default_rng(seed).integers(1, 9, 400) * 1000  # many rows alike, so that many groups are
+    print(balance(costs, groups=100, least=2))
 """
 
 
 def test_the_groups_do_not_depend_on_the_cpu() -> None:
     """Numpy has other code for other instruction sets, which may order what is equal in another way."""
     found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
-    digests = set()
+    plans = set()
     for disabled in ("", " ".join(found)):
         env = os.environ | {"NPY_DISABLE_CPU_FEATURES": disabled, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, "-c", PLAN], env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", PLANS], env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        digests.add(done.stdout)
-    assert len(digests) == 1
+        plans.add(done.stdout)
+    assert len(plans) == 1
