@@ -198,7 +198,7 @@ def train(which, trainer, model_folder):
         trainer_class = resolve("unsloth_accel.UnslothAcceleratedSFTTrainer")
     made, result = run(which, trainer_class, model_folder)
     if WORLD_SIZE > 1 and trainer == "accelerated":
-        result["sync"] = made._gradient_sync and made._gradient_sync.mode
+        result["sync"] = made.gradient_sync and made.gradient_sync.mode
         result["fixes"] = made.applied_fixes.names
         if len(made.step_reports) != STEPS:
             return False, "trained, but none of the steps went through our reduction", result

@@ -70,7 +70,13 @@ def test_a_hook_in_the_handler_and_deferred_gradients_exclude_each_other() -> No
         choose(SMALL, handler, gradient_sync="deferred")
 
 
-TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+TEXT: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 32,
+}
 
 
 def text_model() -> nn.Module:
@@ -106,15 +112,20 @@ def with_numbered_experts(trained: bool = True) -> nn.Module:
 def with_shared_keys() -> nn.Module:
     from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
-    layers = {"num_hidden_layers": 2, "num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2}
-    per_layer = {"vocab_size_per_layer_input": 32, "hidden_size_per_layer_input": 8}
+    layers: dict[str, Any] = {"num_hidden_layers": 2, "num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2}
+    per_layer: dict[str, Any] = {"vocab_size_per_layer_input": 32, "hidden_size_per_layer_input": 8}
     return Gemma4ForCausalLM(Gemma4TextConfig(**{**TEXT, **layers}, **per_layer, num_key_value_heads=2, head_dim=8))
 
 
 def with_tower() -> nn.Module:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     return LlavaForConditionalGeneration(
         LlavaConfig(vision_config=CLIPVisionConfig(**vision), text_config=LlamaConfig(**TEXT))
     )

@@ -1,37 +1,36 @@
 """The cost of rows, against the operations that torch counts in a real model."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    Gemma3Config,
-    GPT2Config,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    PreTrainedConfig,
-    Qwen2_5_VLConfig,
-    Qwen3Config,
-)
 
 from plan.steps import documents
 from unsloth_accel.plan.cost import TOKEN_COST, RowCost
 from unsloth_accel.plan.lengths import RowLengths
 
 
-LLAMA_3B = LlamaConfig(
-    hidden_size=3072,
-    intermediate_size=8192,
-    num_hidden_layers=28,
-    num_attention_heads=24,
-    num_key_value_heads=8,
-    vocab_size=128256,
-)
+LLAMA_3B = {
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+
+
+def config_of(name: str, **sizes: Any) -> Any:
+    """Imported when it is needed: in the other tiers Unsloth comes before transformers."""
+    import transformers
+
+    return getattr(transformers, name)(**sizes)
 
 
 def test_a_3b_llama() -> None:
-    cost = RowCost.from_config(LLAMA_3B)
+    cost = RowCost.from_config(config_of("LlamaConfig", **LLAMA_3B))
     assert cost.quadratic / TOKEN_COST == pytest.approx(2.7e-5, abs=0.05e-5)
     assert cost.reason == ""
     assert not cost.padded
@@ -39,7 +38,10 @@ def test_a_3b_llama() -> None:
 
 def test_the_operations_of_a_model() -> None:
     """What torch counts is a T + b T^2 with the whole square of attention, of which a causal kernel needs half."""
-    config = LlamaConfig(
+    from transformers import LlamaForCausalLM
+
+    config = config_of(
+        "LlamaConfig",
         hidden_size=48,
         intermediate_size=80,
         num_hidden_layers=3,
@@ -62,13 +64,13 @@ def test_the_operations_of_a_model() -> None:
 
 
 def test_of_a_model_with_several_parts_the_text_decoder_counts() -> None:
-    config = Qwen2_5_VLConfig()
+    config = config_of("Qwen2_5_VLConfig")
     assert RowCost.from_config(config) == RowCost.from_config(config.get_text_config()) != RowCost()
 
 
 def test_a_layer_with_a_window_has_no_quadratic_term() -> None:
-    config = Gemma3Config().get_text_config()
-    every_layer = Gemma3Config().get_text_config()
+    config = config_of("Gemma3Config").get_text_config()
+    every_layer = config_of("Gemma3Config").get_text_config()
     every_layer.layer_types = ["full_attention"] * every_layer.num_hidden_layers
     share = config.layer_types.count("full_attention") / config.num_hidden_layers
     expected = RowCost.from_config(every_layer).quadratic * share
@@ -76,21 +78,21 @@ def test_a_layer_with_a_window_has_no_quadratic_term() -> None:
 
 
 def test_the_width_of_a_head_need_not_follow_from_the_hidden_size() -> None:
-    narrow, wide = (RowCost.from_config(Qwen3Config(head_dim=head_dim)) for head_dim in (64, 128))
+    narrow, wide = (RowCost.from_config(config_of("Qwen3Config", head_dim=head_dim)) for head_dim in (64, 128))
     assert 1.5 < wide.quadratic / narrow.quadratic < 2
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (MixtralConfig(), "`num_experts_per_tok` of a mixtral config"),
-        (PreTrainedConfig(), "`num_attention_heads` is None"),
-        (GPT2Config(), "`intermediate_size` is None in a gpt2 config"),
+        ("MixtralConfig", "`num_experts_per_tok` of a mixtral config"),
+        ("PreTrainedConfig", "`num_attention_heads` is None"),
+        ("GPT2Config", "`intermediate_size` is None in a gpt2 config"),
     ],
     ids=["experts", "unknown", "no MLP width"],
 )
-def test_a_config_that_does_not_say(config: PreTrainedConfig, reason: str) -> None:
-    cost = RowCost.from_config(config, padded=True)
+def test_a_config_that_does_not_say(config: str, reason: str) -> None:
+    cost = RowCost.from_config(config_of(config), padded=True)
     assert (cost.quadratic, cost.padded) == (0, True)
     assert reason in cost.reason
 

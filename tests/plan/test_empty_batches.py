@@ -8,14 +8,19 @@ import datasets
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import LlamaConfig, LlamaForCausalLM
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from unsloth_accel import ConfigurationError
 from unsloth_accel.plan.empty_batches import FillEmptyBatches
 
 
 ROWS = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7], [8, 9]]})
+
+
+def trl_collator(padding_free: bool = False) -> Callable[[list[Any]], Any]:
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # not above: in other tiers after Unsloth
+
+    collator: Callable[[list[Any]], Any] = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=padding_free)
+    return collator
 
 
 def loader(dataset: Any, collate_fn: Callable[[list[Any]], Any], workers: int = 0) -> DataLoader[Any]:
@@ -27,7 +32,7 @@ def loader(dataset: Any, collate_fn: Callable[[list[Any]], Any], workers: int = 
 @pytest.mark.parametrize("padding_free", [False, True], ids=["padded", "padding-free"])
 @pytest.mark.parametrize("dataset", [ROWS, list(ROWS)], ids=["datasets", "list"])
 def test_no_rows_become_one_without_labels(dataset: Any, padding_free: bool) -> None:
-    collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=padding_free)
+    collator = trl_collator(padding_free)
     full, empty = loader(dataset, collator)
     expected = collator([ROWS[0], ROWS[1]])
     assert full.keys() == expected.keys() == empty.keys()
@@ -37,14 +42,16 @@ def test_no_rows_become_one_without_labels(dataset: Any, padding_free: bool) -> 
 
 
 def test_in_a_worker_process() -> None:
-    collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    collator = trl_collator(padding_free=True)
     assert [batch["input_ids"].numel() for batch in loader(ROWS, collator, workers=1)] == [5, 2]
 
 
 def test_it_adds_nothing_to_loss_and_gradient() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=16)
     model = LlamaForCausalLM(config)
-    _, empty = loader(ROWS, DataCollatorForLanguageModeling(pad_token_id=0))
+    _, empty = loader(ROWS, trl_collator())
     loss = model(**empty, num_items_in_batch=torch.tensor(3)).loss
     loss.backward()
     assert loss.item() == 0

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trl import pack_dataset
 
 from unsloth_accel.plan.lengths import ROWS_AT_ONCE, RowLengths, row_lengths
 
@@ -64,6 +63,8 @@ def test_a_row_is_one_document_cut_to_what_the_collator_leaves(rows: datasets.Da
 
 
 def test_the_documents_of_a_row_that_trl_packed(rows: datasets.Dataset) -> None:
+    from trl import pack_dataset  # not above: in other tiers Unsloth comes before TRL
+
     packed = pack_dataset(rows.select_columns(["input_ids"]), seq_length=128)
     for dataset in (packed, packed.shuffle(seed=3), packed.select(range(11, 29))):
         lengths = known(dataset, max_length=64)  # which no collator enforces on packed rows

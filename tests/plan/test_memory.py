@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from unsloth_accel.plan.decoder import DecoderShape
 from unsloth_accel.plan.memory import adapter_weights, estimate_memory, saved_bytes
@@ -13,16 +11,16 @@ from unsloth_accel.plan.memory import adapter_weights, estimate_memory, saved_by
 
 def llama(hidden: int, intermediate: int, layers: int, heads: int) -> DecoderShape:
     """The shapes of benchmarks/random_llama.py, with which the peaks were measured."""
-    return DecoderShape.from_config(
-        LlamaConfig(
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=8,
-            vocab_size=128256,
-            tie_word_embeddings=False,
-        )
+    return DecoderShape(
+        hidden=hidden,
+        intermediate=intermediate,
+        layers=layers,
+        attending_layers=layers,
+        heads=heads,
+        key_value_heads=8,
+        head_dim=hidden // heads,
+        vocabulary=128256,
+        tied=False,
     )
 
 
@@ -40,7 +38,9 @@ SIZES: dict[str, Any] = {
 }
 
 
-def model_of(tied: bool, wide_heads: bool) -> torch.nn.Module:
+def model_of(tied: bool, wide_heads: bool) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
     with torch.device("meta"):
         if wide_heads:
             return Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=tied))
@@ -50,6 +50,8 @@ def model_of(tied: bool, wide_heads: bool) -> torch.nn.Module:
 @pytest.mark.parametrize("wide_heads", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_weights_are_those_of_the_model(tied: bool, wide_heads: bool) -> None:
+    from peft import LoraConfig, get_peft_model  # imports transformers, which in other tiers Unsloth does first
+
     model = model_of(tied, wide_heads)
     shape = DecoderShape.from_config(model.config)
     matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)

@@ -135,6 +135,9 @@ def test_a_split_model_is_refused_on_every_rank(unsloth_ranks):
         kind, text = rank["split"]
         assert kind == "ConfigurationError"
         assert text.startswith("`model` is split over cpu, meta; ")
+        assert all(
+            way in text for way in ("load_in_4bit=True", "UNSLOTH_FSDP2=1 accelerate launch", "python script.py")
+        )
 
 
 @pytest.mark.gloo

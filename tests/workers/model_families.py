@@ -350,7 +350,7 @@ def train(case, folder, out):
         "weights": weights[:: max(1, weights.numel() // 1000)].tolist(),
         "between_ranks": between_ranks(weights),
         "experts": of_all_ranks(used),
-        "choice": str(vars(trainer).get("_gradient_sync")),
+        "choice": str(vars(trainer).get("gradient_sync")),
         "mixed_precision": trainer.accelerator.mixed_precision,
         "prefetched": prefetched() - prefetched_before,
         "reentrant": sorted({reentrancy(module) for module in trainer.model.modules()} - {""}),

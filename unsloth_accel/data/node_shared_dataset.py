@@ -43,7 +43,8 @@ class NodeSharedDataset(datasets.Dataset):
         call = [self._fingerprint, getattr(function, "__qualname__", type(function).__qualname__), description]
         of_worker: dict[str, Any] = run_once(
             lambda: {"call": call, "result": reference_to(transform(plain), plain)},
-            key="transform_dataset",
+            # With the description: TRL's DPO lets rank 0 alone write log probabilities, and no other rank waits for that.
+            key=f"transform_dataset: {description}",
             description=description,
             scope="node",
         )

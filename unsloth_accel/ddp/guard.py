@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 from torch.optim import Optimizer
@@ -25,7 +25,8 @@ class OptimizerGuard:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._mine = {id(p) for p in parameters}
+        # Weak, because a guard that nobody closes outlives its model, and other parameters then have those addresses.
+        self._mine = {id(p): ref(p) for p in parameters}
         self._reductions = 0
         self._local = False
         # For each optimizer the reductions before its last step, and the gradients it then applied.
@@ -69,5 +70,9 @@ class OptimizerGuard:
 
     def _gradients(self, optimizer: Optimizer) -> list[tuple[int, int]]:
         """What tells the optimizer's gradients for our parameters from later ones: the tensor and its version."""
-        parameters = (p for group in optimizer.param_groups for p in group["params"] if id(p) in self._mine)
+        parameters = (p for group in optimizer.param_groups for p in group["params"] if self._is_mine(p))
         return [(id(p.grad), p.grad._version) for p in parameters if p.grad is not None]
+
+    def _is_mine(self, parameter: nn.Parameter) -> bool:
+        known = self._mine.get(id(parameter))
+        return known is not None and known() is parameter

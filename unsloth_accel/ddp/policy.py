@@ -139,7 +139,7 @@ def configure_ddp(
     Raises:
         ConfigurationError: If the model is split over several devices, or the choices contradict each other.
     """
-    _check_is_whole(model)
+    check_is_whole(model)
     handler = accelerator.ddp_handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
     plugin.write_into(handler)
     choice = choose_gradient_sync(model, plugin, handler, compiled=_is_compiled(model, accelerator))
@@ -153,7 +153,12 @@ def configure_ddp(
     return choice
 
 
-def _check_is_whole(model: nn.Module) -> None:
+def check_is_whole(model: nn.Module) -> None:
+    """Refuses a model whose trained parameters lie on several devices.
+
+    Raises:
+        ConfigurationError: Naming the devices, and what trains a model that is too big for one card.
+    """
     devices = {parameter.device for parameter in model.parameters() if parameter.requires_grad}
     if len(devices) > 1:
         raise ConfigurationError(

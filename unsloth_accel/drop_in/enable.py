@@ -149,7 +149,7 @@ class MultiGPUHandle:
     def decisions(self) -> list[Decision]:
         """What was changed in the last trainer that was made and, while it is there, how it averages gradients."""
         trainer = self._trainer()
-        sync = None if trainer is None else trainer._gradient_sync
+        sync = None if trainer is None else trainer.gradient_sync
         chosen = [] if sync is None else [Decision("gradient_sync", sync.mode, sync.reason)]
         return [*self._changed, *chosen]
 

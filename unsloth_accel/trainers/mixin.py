@@ -4,12 +4,18 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.prepare_once import prepare_once
 from ..ddp.ignored import ignored_by_ddp
-from ..ddp.mode import check_ranks_train_together, destroy_process_group_at_exit, log_stand_down, other_mode
-from ..ddp.policy import GradientSyncChoice, configure_ddp, log_policy
+from ..ddp.mode import (
+    check_ranks_train_together,
+    destroy_process_group_at_exit,
+    log_stand_down,
+    other_mode,
+    parallel_mode,
+)
+from ..ddp.policy import GradientSyncChoice, check_is_whole, configure_ddp, log_policy
 from ..ddp.prepare import find_ddp, forget_preparation
 from ..ddp.reports import RankReport, StepMember
 from ..ddp.run import DataParallelRun
@@ -55,8 +61,10 @@ class UnslothAcceleratedTrainerMixin(_Base):
     Attributes:
         applied_fixes ([`AppliedFixes`]):
             The handle that takes back the fixes this trainer applied.
-        step_reports (`Sequence[list[RankReport]]`):
-            For each of the last 1000 optimizer steps, what each rank reported.
+        gradient_sync ([`GradientSyncChoice`], *optional*):
+            How gradients are averaged, and why; None where this is not ours.
+        step_reports (`list[list[RankReport]]`):
+            For each of the last 1000 optimizer steps of the last `train()`, what each rank reported.
 
     Raises:
         ConfigurationError: If an argument cannot work on these ranks, or the model is split over several GPUs.
@@ -74,10 +82,11 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def __init__(self, *args: Any, plugin: UnslothAcceleratorPlugin | None = None, **kwargs: Any) -> None:
         self.plugin = plugin or self._given_plugin or UnslothAcceleratorPlugin()
         self.applied_fixes = AppliedFixes((), [])
-        self._gradient_sync: GradientSyncChoice | None = None
+        self.gradient_sync: GradientSyncChoice | None = None
         self._tokens = TokenCount()
         given = bound_arguments(type(self), args, kwargs)
         check_arguments(type(self), given, distributed=is_distributed())
+        self._check_model(given.get("model"))
         with apply_fixes():  # while the data are prepared; what concerns the model follows
             super().__init__(*args, **kwargs)
         check_ranks_train_together(self.accelerator)
@@ -89,14 +98,19 @@ class UnslothAcceleratedTrainerMixin(_Base):
         elif self.args.device.type == "cuda":
             log_idle_gpus()
 
+    def _check_model(self, model: Any) -> None:
+        """Before it is moved to a device."""
+        if is_distributed() and isinstance(model, nn.Module) and parallel_mode(model) is None:
+            check_is_whole(model)
+
     def _set_up_plain_ddp(self) -> None:
         destroy_process_group_at_exit()
         assert self.model is not None, "transformers has refused a trainer without one"
         # DDP is built when training begins, from the handler that is changed here.
-        self._gradient_sync = configure_ddp(self.model, self.plugin, self.accelerator, self._user_set_ddp_fields())
+        self.gradient_sync = configure_ddp(self.model, self.plugin, self.accelerator, self._user_set_ddp_fields())
         self.applied_fixes = apply_fixes(self.model)
         correct_mean_loss(self)
-        log_policy(self._gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
+        log_policy(self.gradient_sync, self.accelerator.ddp_handler, self.accelerator.num_processes)
 
     def _user_set_ddp_fields(self) -> set[str]:
         fields = {field for name, field in _DDP_ARGUMENTS.items() if getattr(self.args, name) is not None}
@@ -104,14 +118,14 @@ class UnslothAcceleratedTrainerMixin(_Base):
 
     @property
     def step_reports(self) -> "list[list[RankReport]]":
-        """For each of the last 1000 optimizer steps, what each rank reported."""
+        """For each of the last 1000 optimizer steps of the last `train()`, what each rank reported."""
         return [] if self._run is None else list(self._run.step_reports)
 
     # A run and its steps
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepare = super()._prepare_for_training
-        choice = self._gradient_sync
+        choice = self.gradient_sync
         if choice is None or self.model is None:
             return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
         if find_ddp(self.model_wrapped) is not None:  # wrapped by an earlier `train()`
@@ -129,8 +143,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
         ddp = find_ddp(self.model_wrapped)
         if ddp is None:
             raise GradientSyncError(
-                f"`accelerator.prepare` returned a {type(self.model_wrapped).__name__} that is not in DDP: gradients would "
-                "stay those of each rank. Pass the trainer the model itself."
+                "`accelerator.prepare` returned the model without DistributedDataParallel around it: gradients would "
+                f"stay those of each rank. Pass the trainer the model itself, got a {type(self.model).__name__}."
             )
         if not choice.compiled:
             members = list(self._step_members())
@@ -229,7 +243,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """As in transformers; the other ranks wait for the one that writes, and its error is raised on all of them."""
         self._settle_step()
         save = super().save_model
-        if self._gradient_sync is None:
+        if self.gradient_sync is None:
             save(output_dir, _internal_call)
             return
         run_once(
@@ -240,7 +254,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self._gradient_sync is None:
+        if self.gradient_sync is None:
             super()._save(output_dir, state_dict)
             return
         folder = output_dir or self.args.output_dir
