@@ -43,7 +43,7 @@ class NodeSharedDataset(datasets.Dataset):
         call = [self._fingerprint, getattr(function, "__qualname__", type(function).__qualname__), description]
         of_worker: dict[str, Any] = run_once(
             lambda: {"call": call, "result": reference_to(transform(plain), plain)},
-            # With the description: TRL's DPO lets rank 0 alone write log probabilities, and no other rank waits for that.
+            # With the description: TRL's DPO lets rank 0 alone write log probabilities, which no other rank awaits.
             key=f"transform_dataset: {description}",
             description=description,
             scope="node",
