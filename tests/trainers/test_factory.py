@@ -234,8 +234,9 @@ def test_the_loss_of_a_classifier_is_put_right_and_that_is_said_once(two_ranks: 
 def test_arguments_by_position_are_refused_on_every_rank(
     kind: str, trainer: str, request: pytest.FixtureRequest
 ) -> None:
-    runs = request.getfixturevalue("two_ranks" if kind == "TRL's" else "generated")[1]
-    for rank in runs["classes"]["refused"]:
+    found = request.getfixturevalue("two_ranks" if kind == "TRL's" else "generated")[1]["classes"]
+    assert "error" not in found, found["at"]
+    for rank in found["refused"]:
         (finding, why), empty = rank[trainer]
         assert finding == "ConfigurationError"
         assert why.startswith("`auto_find_batch_size` must be False on several ranks, got True: ")
