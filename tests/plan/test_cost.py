@@ -12,6 +12,8 @@ from unsloth_accel.plan.cost import TOKEN_COST, RowCost
 from unsloth_accel.plan.lengths import RowLengths
 
 
+pytestmark = pytest.mark.usefixtures("model_libraries")
+
 LLAMA_3B = {
     "hidden_size": 3072,
     "intermediate_size": 8192,
@@ -23,7 +25,6 @@ LLAMA_3B = {
 
 
 def config_of(name: str, **sizes: Any) -> Any:
-    """Imported when it is needed: in the other tiers Unsloth comes before transformers."""
     import transformers
 
     return getattr(transformers, name)(**sizes)

@@ -13,11 +13,13 @@ from unsloth_accel import ConfigurationError
 from unsloth_accel.plan.empty_batches import FillEmptyBatches
 
 
+pytestmark = pytest.mark.usefixtures("model_libraries")
+
 ROWS = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7], [8, 9]]})
 
 
 def trl_collator(padding_free: bool = False) -> Callable[[list[Any]], Any]:
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # not above: in other tiers after Unsloth
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     collator: Callable[[list[Any]], Any] = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=padding_free)
     return collator

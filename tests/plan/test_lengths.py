@@ -12,6 +12,8 @@ from PIL import Image
 from unsloth_accel.plan.lengths import ROWS_AT_ONCE, RowLengths, row_lengths
 
 
+pytestmark = pytest.mark.usefixtures("model_libraries")
+
 ROWS = 2 * ROWS_AT_ONCE + 17
 LENGTHS = np.random.default_rng(0).integers(1, 60, ROWS).tolist()
 
@@ -63,7 +65,7 @@ def test_a_row_is_one_document_cut_to_what_the_collator_leaves(rows: datasets.Da
 
 
 def test_the_documents_of_a_row_that_trl_packed(rows: datasets.Dataset) -> None:
-    from trl import pack_dataset  # not above: in other tiers Unsloth comes before TRL
+    from trl import pack_dataset
 
     packed = pack_dataset(rows.select_columns(["input_ids"]), seq_length=128)
     for dataset in (packed, packed.shuffle(seed=3), packed.select(range(11, 29))):

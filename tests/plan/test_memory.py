@@ -9,6 +9,9 @@ from unsloth_accel.plan.decoder import DecoderShape
 from unsloth_accel.plan.memory import adapter_weights, estimate_memory, saved_bytes
 
 
+pytestmark = pytest.mark.usefixtures("model_libraries")
+
+
 def llama(hidden: int, intermediate: int, layers: int, heads: int) -> DecoderShape:
     """The shapes of benchmarks/random_llama.py, with which the peaks were measured."""
     return DecoderShape(
@@ -50,7 +53,7 @@ def model_of(tied: bool, wide_heads: bool) -> Any:
 @pytest.mark.parametrize("wide_heads", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_weights_are_those_of_the_model(tied: bool, wide_heads: bool) -> None:
-    from peft import LoraConfig, get_peft_model  # imports transformers, which in other tiers Unsloth does first
+    from peft import LoraConfig, get_peft_model
 
     model = model_of(tied, wide_heads)
     shape = DecoderShape.from_config(model.config)
