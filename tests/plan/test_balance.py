@@ -75,7 +75,9 @@ def test_the_search_finds_what_longest_first_misses() -> None:
     assert costliest(balance(np.array(costs), 3), costs) == best_of_all(costs, 3) == 9
 
 
-def test_the_search_ends_where_no_move_helps() -> None:
+def test_a_move_that_does_not_help_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that the next would undo."""
+    monkeypatch.setattr("unsloth_accel.plan.balance.MOVES", 1)
     assert balance(np.array([10, 3, 3]), 2) == [[0], [1, 2]]
 
 
