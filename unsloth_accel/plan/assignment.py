@@ -53,7 +53,7 @@ def split_rows(lengths: RowLengths, cost: RowCost, pieces: int) -> list[list[int
     """Splits a rank's rows into pieces of about equal cost.
 
     Args:
-        lengths (`RowLengths`): The rows of the rank.
+        lengths (`RowLengths`): The rows of the rank, at least one.
         cost (`RowCost`): What rows cost.
         pieces (`int`): The number of pieces; with fewer rows, each is a piece.
 
@@ -63,12 +63,9 @@ def split_rows(lengths: RowLengths, cost: RowCost, pieces: int) -> list[list[int
     pieces = min(pieces, len(lengths))
     if pieces == 1:
         return [list(range(len(lengths)))]
-    groups = (
-        similar_lengths(lengths, cost, pieces)
-        if cost.padded
-        else longest_first(cost.of_rows(lengths).tolist(), pieces)
-    )
-    return [sorted(group) for group in groups]
+    if cost.padded:
+        return [sorted(rows) for rows in similar_lengths(lengths, cost, pieces)]
+    return [sorted(rows) for rows in longest_first(cost.of_rows(lengths).tolist(), pieces)]
 
 
 def rank_costs(plan: StepAssignment, lengths: RowLengths, cost: RowCost) -> list[int]:

@@ -19,7 +19,8 @@ def longest_first(costs: list[int], groups: int, least: int = 1) -> list[list[in
     """Gives each row, the costliest first, to the group that is cheapest so far.
 
     This is the rule of Graham 1969, "Bounds on multiprocessing timing anomalies" (https://doi.org/10.1137/0117039):
-    the costliest group is at most 4/3 of the best there is. Ties go to the row and to the group that comes first.
+    the costliest group is at most 4/3 of the best there is, unless `least` forbids that. Ties go to the row and to the
+    group that comes first.
 
     Args:
         costs (`list[int]`): The cost of each row, at least `groups * least` of them.
