@@ -63,6 +63,8 @@ SCRIPTS["ddp_2gpu"] = [*SCRIPTS["cpu_gloo"], "test_distributed_data_loop", "test
     ],
 )
 def test_accelerates_own_scripts_pass(config, script):
+    if script == "test_distributed_data_loop":
+        pytest.importorskip("torchdata", reason="without torchdata the script fails with the stock class, too")
     ended = launch(WORKER.with_name("accelerate_scripts.py"), script, num_processes=None, config=config, timeout=280)
     assert ended.stdout.count(f"passed: {script}") == 2
 
