@@ -152,6 +152,7 @@ def main() -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in trained]
     machine = {"world_size": WORLD_SIZE, "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    machine["model"] = os.path.basename(options.model)
     machine["compiled"] = os.environ.get("UNSLOTH_COMPILE_DISABLE", "0") != "1"
     machine["gradient_mib"] = round(sum(p.numel() * p.element_size() for p in trained) / 2**20, 1)
     for work in options.work:

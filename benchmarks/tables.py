@@ -20,23 +20,28 @@ def _on_one_gpu(results: list[dict]) -> dict[str, dict]:
     return {run["case"]: run for run in results if run["world_size"] == 1}
 
 
-def step_times() -> str:
-    """Milliseconds of an optimizer step, each mode against plain Unsloth in the same process."""
+def step_times(name: str = "gradient_sync_2x_h200") -> str:
+    """Milliseconds of an optimizer step, each mode against the first one, which ran in the same process."""
     rows = []
-    for run in _read("gradient_sync_2x_h200"):
+    for run in _read(name):
         what = "full" if run["ft"] == "full" else f"{run['ft']} r={run['rank']}"
         rounds = ", ".join(f"{value:.0f}" for value in run["step_ms_rounds"])
+        ratios = ", ".join(f"{value:.3f}" for value in run["against_rounds"])
         rows.append(
             [
-                f"{Path(run['model']).name}, {what}, {run['rows']} {run['lengths']}",
-                f"{run['gradient_mib']:.0f} MiB",
+                f"{run['model']} {what}, {run['work']}",
                 run["mode"],
                 f"{run['step_ms']:.0f} ({rounds})",
-                f"{run['against_first']:.3f}",
-                f"{run['peak_gib']:.1f}",
+                f"{run['against']:.3f} ({ratios})",
+                f"{run['peak_gib']:.2f}",
             ]
         )
-    return _table("| model, training, rows | gradients | mode | ms/step (rounds) | against plain | peak GiB |", rows)
+    return _table("| model, work | mode | ms/step (rounds) | against the first mode (rounds) | peak GiB |", rows)
+
+
+def packed_attention() -> str:
+    """The same for the fix of that name."""
+    return step_times("packed_attention_2x_h200")
 
 
 def matrix() -> str:
@@ -151,5 +156,5 @@ def _difference(run: dict, reference: dict) -> float:
 
 
 if __name__ == "__main__":
-    tables = (step_times, matrix, model_families, other_trainers, host_costs, imbalance, planning)
+    tables = (step_times, packed_attention, matrix, model_families, other_trainers, host_costs, imbalance, planning)
     print(*(table() for table in tables), sep="\n\n")

@@ -13,6 +13,7 @@ def test_the_tables_are_those_of_the_result_files() -> None:
     assert tables["host_costs"]() in (ROOT / "docs" / "host_costs.md").read_text()
     assert tables["other_trainers"]() in (ROOT / "docs" / "trainers.md").read_text()
     assert tables["step_times"]() in page
+    assert tables["packed_attention"]() in page
     assert tables["matrix"]() in page
     assert tables["model_families"]() in page
     plan = (ROOT / "docs" / "step_plan.md").read_text()
