@@ -10,6 +10,9 @@ the end, and not in between: a clock that waits in each step hides the waits of 
     varlen      the same with one attention launch per layer, which torch >= 2.12, flash-attn or xformers bring
     deferred    ours, gradients averaged after backward
     overlapped  ours, gradients averaged by DDP's reducer
+    balanced    ours, the rows of a step dealt to the ranks by cost
+    pieces      the same, a rank's micro-batches put together
+    planned     the same, no layer recomputed
 
 Prints one JSON line per work and mode after each round, from rank 0; the last one holds all rounds.
 """
@@ -23,7 +26,7 @@ import statistics
 import time
 
 
-from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
+from unsloth_accel import StepPlan, UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -35,6 +38,11 @@ from unsloth_accel.fixes import packed_attention
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WORDS = ["alpha", "beta", "gamma", "the", "a", "of", "tensor", "rank", "gradient", "batch", "loss", "model"]
+PLANS = {
+    "balanced": StepPlan(),
+    "pieces": StepPlan(pieces=1),
+    "planned": StepPlan(pieces=1, layers_kept="all"),
+}
 WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
 
 
@@ -109,7 +117,8 @@ def run(mode, model, tokenizer, data, options, rows, accumulation):
         undo = packed_attention.apply(None) if mode == "varlen" and packed_attention.probe(None).needed else None
         trainer = SFTTrainer(**common, callbacks=[clock])
     else:
-        plugin = UnslothAcceleratorPlugin(gradient_sync=mode)
+        how = {"plan": PLANS[mode]} if mode in PLANS else {"gradient_sync": mode}
+        plugin = UnslothAcceleratorPlugin(**how)
         trainer = UnslothAcceleratedSFTTrainer(**common, callbacks=[clock], plugin=plugin)
         undo = trainer.applied_fixes.undo
     torch.cuda.reset_peak_memory_stats()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .accelerator import UnslothAccelerator
+    from .ddp.reports import RankReport
     from .drop_in import (
         MultiGPUConfig,
         MultiGPUHandle,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import ConfigurationError, GradientSyncError, PeerError, UnslothAccelError, VersionError
     from .launch import LaunchError, config_path, launch_ddp_training
     from .plugin import UnslothAcceleratorPlugin
+    from .step_plan import StepPlan
     from .trainers import UnslothAcceleratedSFTTrainer, UnslothAcceleratedTrainerMixin, accelerated
 
 __version__ = "0.1.0"
@@ -33,6 +35,8 @@ __all__ = [
     "MultiGPUHandle",
     "MultiGPUStatus",
     "PeerError",
+    "RankReport",
+    "StepPlan",
     "UnslothAccelError",
     "UnslothAcceleratedSFTTrainer",
     "UnslothAcceleratedTrainerMixin",
@@ -55,6 +59,8 @@ _MODULES = {
     "MultiGPUHandle": "drop_in",
     "MultiGPUStatus": "drop_in",
     "PeerError": "errors",
+    "RankReport": "ddp.reports",
+    "StepPlan": "step_plan",
     "UnslothAccelError": "errors",
     "UnslothAcceleratedSFTTrainer": "trainers",
     "UnslothAcceleratedTrainerMixin": "trainers",

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import ConfigurationError
+from .step_plan import StepPlan
 
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ class UnslothAcceleratorPlugin:
         comm_hook (`str`, *optional*, defaults to `"no"`):
             Compress gradients on the wire: `"no"`, `"bf16"` or `"fp16"`. Rounds the gradients, needs NCCL and the
             DDP reducer, so a value other than `"no"` selects `"overlapped"`.
+        plan (`str` or [`StepPlan`], *optional*, defaults to `"keep"`):
+            How the rows of an optimizer step are computed by an SFT trainer. `"keep"`: as the micro-batches of the
+            trainer's arguments. A [`StepPlan`] puts them together, keeps layers and balances the ranks as it says.
 
     Raises:
         ConfigurationError: If a value, or an environment variable that supplies one, is not allowed, or a variable
@@ -123,11 +127,14 @@ class UnslothAcceleratorPlugin:
     static_graph: bool | None = None
     gradient_as_bucket_view: bool | None = None
     comm_hook: CommHook | None = None
+    plan: Literal["keep"] | StepPlan | None = None
 
     def __post_init__(self) -> None:
         refuse_unknown_variables()
         self.gradient_sync = read_choice(self, "gradient_sync", get_args(GradientSync), "auto")
         self.comm_hook = read_choice(self, "comm_hook", get_args(CommHook), "no")
+        if not isinstance(self.plan, StepPlan):
+            self.plan = read_choice(self, "plan", ("keep",), "keep")
         for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view"):
             setattr(self, name, read_boolean(self, name))
         if self.gradient_sync == "deferred" and self.comm_hook != "no":

@@ -98,12 +98,13 @@ def choose_gradient_sync(
         return GradientSyncChoice("overlapped", f"a communication hook or static graph was asked for{search}")
     megabytes = f"{trainable_bytes(model) / 2**20:.0f} MiB of gradients"
     large = trainable_bytes(model) > DEFERRED_BYTES_LIMIT
-    if changes is not None:  # deferred whatever the size, which costs memory but holds with every checkpointing
-        return GradientSyncChoice("deferred", f"the model has {changes}{f'; {megabytes} are copied' if large else ''}")
+    if changes is not None:  # whatever the size, because that holds with every checkpointing
+        size = f"; {megabytes} are reduced after backward" if large else ""
+        return GradientSyncChoice("deferred", f"the model has {changes}{size}")
     if any(getattr(module, "sparse", False) for module in model.modules()):
         return GradientSyncChoice("overlapped", "the gradients of an embedding are sparse")
     if large:
-        return GradientSyncChoice("overlapped", f"{megabytes}, reducing them during backward pays")
+        return GradientSyncChoice("overlapped", f"{megabytes}, reduced while backward runs")
     return GradientSyncChoice("deferred", f"{megabytes}, one reduction is cheapest")
 
 

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from ..ddp.reports import StepMember
 from ..fixes import apply_loading_fixes
 from ..imports import load_unsloth
+from ..patching import Undo
+from ..ranks.logging import log_once
+from ..step_plan import StepPlan
 from .mixin import UnslothAcceleratedTrainerMixin
+from .planned_steps import PlannedSteps
 from .sft_metrics import SFTMetrics
 
 
@@ -42,6 +46,58 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
     """
 
     _sft_metrics: SFTMetrics | None = None
+    _planned: PlannedSteps | None = None
+    _undo_layers: Undo = staticmethod(lambda: None)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(self.plugin.plan, StepPlan) and self._loss_is_ours():
+            self._planned = PlannedSteps(self, self.plugin.plan)
+
+    def _loss_is_ours(self) -> bool:
+        """Whether the loss is TRL's sum over tokens, computed in a `training_step` of transformers."""
+        ours = UnslothAcceleratedSFTTrainer
+        replaced = [
+            name for name in ("compute_loss", "training_step") if getattr(type(self), name) is not getattr(ours, name)
+        ]
+        if self.compute_loss_func is not None:
+            replaced.append("compute_loss_func")
+        if getattr(self, "aux_loss_enabled", False):
+            replaced.append("the auxiliary loss of its experts")
+        if replaced:
+            log_once("step plan: not used, because the trainer has %s of its own", " and ".join(replaced))
+        return not replaced
+
+    def get_train_dataloader(self) -> Any:
+        """As in transformers, with the rows of each step dealt to the ranks as the plan says."""
+        dataloader = super().get_train_dataloader()
+        return dataloader if self._planned is None else self._planned.balance(dataloader)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self._planned is not None:
+            self._undo_layers = self._planned.keep_layers()
+        return prepared
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._undo_layers()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers."""
+        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        if self._planned is not None:
+            self._planned.begin_step(batches, num_items_in_batch)
+        return batches, num_items_in_batch
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in transformers; with a plan, what is computed when is up to it."""
+        if self._planned is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        return self._planned.training_step(super().training_step, model, inputs, num_items_in_batch)
 
     def _step_members(self) -> Iterator[StepMember]:
         yield from super()._step_members()

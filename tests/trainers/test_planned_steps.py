@@ -1,0 +1,104 @@
+"""However a step's rows are computed, the run is that of one rank with the user's micro-batches."""
+
+from pathlib import Path
+
+import pytest
+
+from harness import ROOT, launch
+from trajectories import Run, assert_follows, assert_same_weights, read_runs
+from unsloth_accel import ConfigurationError, StepPlan, UnslothAcceleratorPlugin
+
+
+WORKER = ROOT / "tests" / "workers" / "planned_steps.py"
+KEEP, KEEP_PACKED = "plan=keep", "plan=keep,packing=yes"
+# By case: the forwards of a rank in each of 3 steps of 4 micro-batches, and the layers not recomputed, of 2.
+PADDING_FREE = {
+    KEEP: (4, 0),
+    "pieces=1": (1, 0),
+    "pieces=2": (2, 0),
+    "pieces=3": (3, 0),
+    "pieces=5": (4, 0),
+    "pieces=1,balance=no": (1, 0),
+    "pieces=1,layers=all": (1, 2),
+    "pieces=2,layers=1,balance=no": (2, 1),
+    "layers=all,accumulation=1": (1, 2),
+}
+# Padded micro-batches are computed as they are.
+PADDED = {"padding_free=no,pieces=1": (4, 0)}
+PACKED = ["packing=yes,pieces=1", "packing=yes,pieces=1,layers=all"]
+
+
+def train(cases: list[str], ranks: int, folder: Path, model: Path) -> dict[str, Run]:
+    launch(WORKER, model, folder / "out", *cases, num_processes=ranks, timeout=280)
+    return read_runs(folder / "out")
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
+    return train([KEEP, KEEP_PACKED, "pieces=1,layers=1"], 1, tmp_path_factory.mktemp("one"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
+    cases = [*PADDING_FREE, *PADDED, *PACKED]
+    return train(cases, 2, tmp_path_factory.mktemp("two"), tiny_model)
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", [*PADDING_FREE, *PADDED])
+def test_two_ranks_follow_one(case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
+    run = two_ranks[case]
+    assert_follows(run, one_rank[KEEP])
+    assert_same_weights(run, one_rank[KEEP])
+    assert run["between_ranks"] == 0.0
+    forwards, kept = {**PADDING_FREE, **PADDED}[case]
+    assert run["forwards"] == [forwards] * 3
+    assert (run["kept"], run["checkpointed afterwards"]) == (kept, 2)
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", PACKED)
+def test_packed_rows_of_a_short_last_step_follow_one_rank(
+    case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]
+) -> None:
+    assert_follows(two_ranks[case], one_rank[KEEP_PACKED])
+    assert_same_weights(two_ranks[case], one_rank[KEEP_PACKED])
+
+
+@pytest.mark.gloo
+def test_one_rank_can_be_planned_too(one_rank: dict[str, Run]) -> None:
+    run = one_rank["pieces=1,layers=1"]
+    assert_follows(run, one_rank[KEEP])
+    assert_same_weights(run, one_rank[KEEP])
+    assert (run["forwards"], run["kept"]) == ([1, 1, 1], 1)
+
+
+@pytest.mark.gloo
+def test_what_surrounds_the_micro_batches_is_as_asked_for(two_ranks: dict[str, Run]) -> None:
+    keep, planned = two_ranks[KEEP], two_ranks["pieces=1"]
+    assert planned["substeps"] == keep["substeps"] == 9
+    assert planned["tokens seen"] == keep["tokens seen"]
+
+
+@pytest.mark.gloo
+def test_the_ranks_compute_about_as_many_tokens(two_ranks: dict[str, Run]) -> None:
+    for as_they_come, balanced in zip(two_ranks[KEEP]["tokens"], two_ranks["pieces=1"]["tokens"], strict=True):
+        assert sum(balanced) == sum(as_they_come)
+        assert max(balanced) <= max(as_they_come)
+    imbalance = [max(step) / (sum(step) / 2) for step in two_ranks["pieces=1"]["tokens"]]
+    assert max(imbalance) < 1.05 < max(max(step) / (sum(step) / 2) for step in two_ranks[KEEP]["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"pieces": 0}, "`pieces` must be a positive integer or None, got 0"),
+        ({"layers_kept": "max"}, "`layers_kept` must be 0 or more, or 'all', got 'max'"),
+        ({"balance": 1}, "`balance` must be true or false, got 1"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(options: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        StepPlan(**options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="`plan` must be one of 'keep'"):
+        UnslothAcceleratorPlugin(plan="fast")  # type: ignore[arg-type]

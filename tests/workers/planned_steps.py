@@ -1,0 +1,110 @@
+"""Trains as a step plan says: `planned_steps.py MODEL OUT CASE [CASE ...]`, a JSON line a case.
+
+The trainers are those that Unsloth generates for GPUs, on the CPU, around models of transformers, because Unsloth's
+CPU backend knows no padding-free batches. A CASE is `key=value,...`; the keys and their defaults are those of `train`.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import generated_trainers
+
+
+generated_trainers.load()
+
+from unsloth_accel import StepPlan, UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
+import counting_tokenizer
+import torch
+from cases import COMPARABLE, SGD, WORLD_SIZE, between_ranks, report, steps_logged
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers.modeling_layers import GradientCheckpointingLayer
+from trl import SFTConfig
+
+
+GLOBAL_BATCH, STEPS = 16, 3
+WORDS = ["rank", "rows", "gradient", "tokens", "step", "weights"]
+
+
+def texts():
+    """Uneven: the second of two ranks would get most tokens of each step."""
+    lengths = [3 + 7 * index % 40 + (60 if index % 4 > 1 else 0) for index in range(GLOBAL_BATCH * STEPS)]
+    return [{"text": " ".join(WORDS[(index + n) % 6] for n in range(length))} for index, length in enumerate(lengths)]
+
+
+class Forwards(TrainerCallback):
+    """Counts the forwards of the model in each step, and the calls of the callbacks between micro-batches."""
+
+    def __init__(self, model):
+        self.steps, self.substeps, self.kept = [], 0, None
+        model.register_forward_pre_hook(self._count)
+
+    def _count(self, *_):
+        self.steps[-1] += 1
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        self.steps.append(0)
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self.kept = sum(not layer.gradient_checkpointing for layer in layers)
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.substeps += 1
+
+
+def plan_of(case):
+    if case.get("plan") == "keep":
+        return "keep"
+    kept = case.get("layers", "0")
+    return StepPlan(
+        pieces=int(case["pieces"]) if "pieces" in case else None,
+        layers_kept=kept if kept == "all" else int(kept),
+        balance=case.get("balance", "yes") == "yes",
+    )
+
+
+def train(path, folder, case):
+    accumulation = int(case.get("accumulation", "4"))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
+    forwards = Forwards(model)
+    arguments = {**COMPARABLE, **SGD, "bf16": False, "max_steps": STEPS, "max_length": 512}
+    arguments |= {"per_device_train_batch_size": GLOBAL_BATCH // WORLD_SIZE // accumulation}
+    arguments |= {"gradient_accumulation_steps": accumulation, "gradient_checkpointing": True}
+    arguments |= {"padding_free": case.get("padding_free", "yes") == "yes", "packing": case.get("packing") == "yes"}
+    trainer = UnslothAcceleratedSFTTrainer(
+        model=model,
+        args=SFTConfig(str(folder), dataset_num_proc=1, include_num_input_tokens_seen="all", **arguments),
+        train_dataset=Dataset.from_list(texts()),
+        processing_class=counting_tokenizer.CountingTokenizer.from_pretrained(path),
+        callbacks=[forwards],
+        plugin=UnslothAcceleratorPlugin(plan=plan_of(case)),
+    )
+    trainer.train()
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    weights = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
+    return {
+        "logs": steps_logged(trainer),
+        "weights": weights.tolist(),
+        "between_ranks": between_ranks(weights) if WORLD_SIZE > 1 else 0.0,
+        "forwards": forwards.steps,
+        "substeps": forwards.substeps,
+        "kept": forwards.kept,
+        "checkpointed afterwards": sum(layer.gradient_checkpointing for layer in layers),
+        "tokens": [[one.values["tokens"] for one in step] for step in trainer.step_reports],
+        "tokens seen": trainer.state.num_input_tokens_seen,
+    }
+
+
+def main() -> None:
+    path, out, *cases = sys.argv[1:]
+    for text in cases:
+        case = dict(pair.split("=") for pair in text.split(",") if pair)
+        result = {"case": text, "world_size": WORLD_SIZE}
+        report(Path(out), result, partial(train, path, Path(out).with_suffix(".run"), case))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Puts micro-batches of a step together: documents side by side in one padding-free batch."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+# What Unsloth's and TRL's padding-free collators give, and the dimension along which documents lie.
+_DIMENSIONS = {"input_ids": 1, "labels": 1, "position_ids": 1, "packed_seq_lengths": 0}
+_NEEDED = {"input_ids", "labels", "position_ids"}
+_IGNORED = -100
+
+Batch = Mapping[str, Any]
+
+
+def is_padding_free(batch: Any) -> bool:
+    """Whether a batch is one row of documents, whose positions tell them apart, and nothing else.
+
+    Args:
+        batch: What a collator made.
+    """
+    if not isinstance(batch, Mapping) or not _NEEDED <= batch.keys() <= _DIMENSIONS.keys():
+        return False
+    rows = (batch[name] for name in _NEEDED)
+    return all(isinstance(row, Tensor) and row.dim() == 2 and row.shape[0] == 1 for row in rows)
+
+
+def group(batches: Sequence[Batch], pieces: int) -> list[dict[str, Tensor]]:
+    """Puts consecutive micro-batches together, about as many tokens in each piece.
+
+    Args:
+        batches (`Sequence[Mapping[str, torch.Tensor]]`): Padding-free batches of shape `[1, tokens]`.
+        pieces (`int`): How many to make; at most one a batch.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: The pieces, each of shape `[1, tokens]`.
+    """
+    return [merge(batches[start:end]) for start, end in pairwise(_cuts(batches, min(pieces, len(batches))))]
+
+
+def merge(batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """One batch of the documents of several, each of shape `[1, tokens]`."""
+    first, *others = batches
+    return {
+        name: torch.cat([first[name], *(_of_a_later_batch(name, batch) for batch in others)], dim=_DIMENSIONS[name])
+        for name in first
+    }
+
+
+def _of_a_later_batch(name: str, batch: Batch) -> Tensor:
+    """A batch's first token has nothing before it to be predicted from; behind another batch it gets no target."""
+    tensor: Tensor = batch[name]
+    if name != "labels":
+        return tensor
+    labels = tensor.clone()
+    labels[:, 0] = _IGNORED
+    return labels
+
+
+def _cuts(batches: Sequence[Batch], pieces: int) -> list[int]:
+    """Where the pieces begin and end: each behind the batch at which its share of the tokens is reached."""
+    tokens = [int(batch["input_ids"].shape[1]) for batch in batches]
+    total, reached, cuts = sum(tokens), 0, [0]
+    for index, count in enumerate(tokens, start=1):
+        reached += count
+        left_to_cut, batches_left = pieces - len(cuts), len(batches) - index
+        if left_to_cut and (reached * pieces >= len(cuts) * total or batches_left == left_to_cut):
+            cuts.append(index)
+    return [*cuts, len(batches)]
