@@ -5,7 +5,6 @@ Torch and Accelerate only; Unsloth is not needed to average gradients.
 
 import atexit
 import gc
-import json
 import os
 import sys
 import time
@@ -16,15 +15,14 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
+from start import RANK, failure, write_result
 from torch import nn
 from torch.utils.data import DataLoader
 
-from unsloth_accel import ConfigurationError, PeerError, UnslothAccelerator, UnslothAcceleratorPlugin
+from unsloth_accel import PeerError, UnslothAccelerator, UnslothAcceleratorPlugin
 
 
-RANK = int(os.environ["RANK"])
 WORK, OUT = sys.argv[1:]
-MINE, RANK_0 = Path(f"{OUT}-{RANK}.json"), Path(f"{OUT}-0.json")
 
 
 def build():
@@ -81,11 +79,7 @@ def wrapped(handler, model=None, **plugin):
 
 def refused():
     split = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")])
-    try:
-        UnslothAccelerator().prepare(split)
-    except ConfigurationError as error:
-        return str(error)
-    return None
+    return failure(UnslothAccelerator().prepare, split)
 
 
 def stood_down():
@@ -135,10 +129,10 @@ def fail():
                     raise ValueError("a row that only rank 1 has")
                 accelerator.backward(model(torch.ones(1, 8)).sum())
     except PeerError as error:
-        RANK_0.write_text(json.dumps({"text": str(error)}))
+        write_result(OUT, {"text": str(error)})
         raise
     except ValueError:
-        wait_for(RANK_0)
+        wait_for(Path(f"{OUT}-0.json"))
         raise
 
 
@@ -171,9 +165,9 @@ def fp16():
 
 def note_how_it_ended():
     """Registered first, so it runs last: torch warns of a group nobody destroyed only for NCCL."""
-    MINE.with_suffix(".group").write_text("left over" if dist.is_initialized() else "destroyed")
+    Path(f"{OUT}-{RANK}.group").write_text("left over" if dist.is_initialized() else "destroyed")
 
 
 if __name__ == "__main__":
     atexit.register(note_how_it_ended)
-    MINE.write_text(json.dumps({"agree": agree, "fail": fail, "fp16": fp16}[WORK]()))
+    write_result(OUT, {"agree": agree, "fail": fail, "fp16": fp16}[WORK]())

@@ -48,11 +48,16 @@ def steps_logged(trainer: Any) -> list[dict[str, float]]:
 
 
 def report(out: Path, result: dict[str, Any], train: Callable[[], dict[str, Any]]) -> None:
-    """Adds what `train()` returns to `result`, or its error, and adds that as a line to the file `out`, on rank 0."""
+    """Adds what `train()` returns to `result`, or its error, and adds that as a line to the file `out`, on rank 0.
+
+    Another rank prints its error: rank 0 may wait for it, and the harness shows what each rank wrote.
+    """
     try:
         result |= train()
     except Exception as error:  # each case reports for itself; the test judges
         result |= {"error": f"{type(error).__name__}: {error}", "at": traceback.format_exc()}
+        if RANK != 0:
+            traceback.print_exc()
     if RANK == 0:
         with out.open("a") as file:
             file.write(json.dumps(result) + "\n")

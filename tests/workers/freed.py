@@ -1,11 +1,8 @@
 """What becomes of what a script lets go of: `freed.py MODEL OUT`; each rank writes OUT-<rank>.json."""
 
 import gc
-import json
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from weakref import ref
 
@@ -13,8 +10,8 @@ from weakref import ref
 import unsloth  # noqa: F401  # isort: skip  # first, as in every script of Unsloth's documentation
 import datasets
 import torch
+from start import tiny_lora, write_result
 from trl import SFTConfig, SFTTrainer
-from unsloth import FastLanguageModel
 
 from unsloth_accel import (
     UnslothAcceleratedTrainerMixin,
@@ -29,14 +26,9 @@ from unsloth_accel.fixes import apply_fixes
 MODEL, OUT = sys.argv[1:]
 
 
-def lora() -> tuple[Any, Any]:
-    model, tokenizer = FastLanguageModel.from_pretrained(MODEL, max_seq_length=64, dtype=torch.float32)
-    return FastLanguageModel.get_peft_model(model, r=4, target_modules=["q_proj"], random_state=3407), tokenizer
-
-
 def trained(trainer_class: Any) -> Any:
     """A trainer after one step; with a global batch of one row."""
-    model, tokenizer = lora()
+    model, tokenizer = tiny_lora(MODEL)
     arguments = SFTConfig(
         f"{OUT}.run",
         max_steps=1,
@@ -88,7 +80,7 @@ def after_disable_multi_gpu() -> list[bool]:
 
 def after_free_memory() -> list[bool]:
     accelerator = UnslothAccelerator()
-    model, _ = lora()
+    model, _ = tiny_lora(MODEL)
     wrapped = accelerator.prepare(model)
     rows = torch.tensor([[3, 4, 5]])
     accelerator.backward(wrapped(input_ids=rows, labels=rows).loss)
@@ -99,7 +91,7 @@ def after_free_memory() -> list[bool]:
 
 
 def with_handles_of_fixes() -> list[bool]:
-    model, _ = lora()
+    model, _ = tiny_lora(MODEL)
     handle, reference = apply_fixes(model), ref(model)
     assert "save_once" in handle.names
     del model
@@ -131,5 +123,4 @@ CASES: dict[str, Callable[[], Any]] = {
 }
 
 if __name__ == "__main__":
-    results = {name: case() for name, case in CASES.items()}
-    Path(f"{OUT}-{os.environ['RANK']}.json").write_text(json.dumps(results))
+    write_result(OUT, {name: case() for name, case in CASES.items()})

@@ -1,13 +1,10 @@
 """What DDP takes of real Unsloth models: `ignored.py MODEL OUT`; each rank writes OUT-<rank>.json."""
 
 import gc
-import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 
@@ -15,6 +12,7 @@ from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAccelerator, Unsl
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from start import RANK, write_result
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoTokenizer
@@ -25,7 +23,6 @@ from unsloth_accel.ddp.ignored import MARK, NAMES, agreed_names, ignore, ignored
 from unsloth_accel.fixes import status
 
 
-RANK = int(os.environ["RANK"])
 MODEL, OUT = sys.argv[1:]
 NORM = "base_model.model.model.norm.weight"
 BASE = "base_model.model.model.layers.0.mlp.up_proj.base_layer.weight"
@@ -197,5 +194,4 @@ CASES: dict[str, Callable[[], Any]] = {
 
 if __name__ == "__main__":
     PartialState(cpu=True)  # makes the process group
-    results = {name: case() for name, case in CASES.items()}
-    Path(f"{OUT}-{RANK}.json").write_text(json.dumps(results))
+    write_result(OUT, {name: case() for name, case in CASES.items()})

@@ -3,20 +3,18 @@
 First what TrainingArguments say about DDP, saving and resuming; at the end the collator of rank 1 fails.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
 
 import torch
-from start import failure
+from start import RANK, failure, write_result
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from unsloth_accel import UnslothAcceleratedTrainerMixin, UnslothAcceleratorPlugin
 
 
-RANK = int(os.environ["RANK"])
 OUT = sys.argv[1]
 
 
@@ -131,7 +129,7 @@ def main():
         "two precisions": failure(make, fp16=True, bf16=True),
         "saving": save(),
     }
-    Path(f"{OUT}-{RANK}.json").write_text(json.dumps(result))
+    write_result(OUT, result)
     train(fails=True)
 
 

@@ -6,7 +6,6 @@ First what is logged, next to plain TRL on the same ranks; at the end rank 1 fai
 import atexit
 import gc
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,14 +16,13 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from start import failure
+from start import RANK, failure, write_result
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 
-RANK = int(os.environ["RANK"])
 MODEL, OUT = sys.argv[1:]
-MINE, STOPPED = Path(f"{OUT}-{RANK}.json"), Path(f"{OUT}-stopped")
+STOPPED = Path(f"{OUT}-stopped")
 TOKENIZER = AutoTokenizer.from_pretrained(MODEL)
 
 
@@ -127,7 +125,7 @@ def fail():
 
 def note_how_it_ended():
     """Registered first, so it runs last."""
-    MINE.with_suffix(".group").write_text("left over" if dist.is_initialized() else "destroyed")
+    Path(f"{OUT}-{RANK}.group").write_text("left over" if dist.is_initialized() else "destroyed")
 
 
 def main():
@@ -137,7 +135,7 @@ def main():
     }
     result["split"] = refusal(split())
     result["nccl"] = refusal(with_lora(dense()), ddp_backend="nccl")
-    MINE.write_text(json.dumps(result))
+    write_result(OUT, result)
     fail()
 
 
