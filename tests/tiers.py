@@ -17,7 +17,7 @@ TIERS = {
     "unit": ["-m", "unit", "-n", "2"],
     "gpu": ["-m", "gpu or multigpu"],
     "notebook": ["-m", "notebook"],
-    "cpu": ["-m", "cpu", "-n", "2"],
+    "cpu": ["-m", "cpu", "-n", "2", "--dist", "loadfile"],
     "gloo": ["-m", "gloo", "-n", "2", "--dist", "loadfile"],
 }
 

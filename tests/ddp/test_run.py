@@ -14,10 +14,12 @@ WORKER = ROOT / "tests" / "workers" / "failing_ranks.py"
 pytestmark = pytest.mark.gloo
 
 
-def survive(case: str, folder: Path) -> list[dict[str, Any]]:
-    """What each rank saw of a case that all ranks live through."""
-    launch(WORKER, folder / "out", case, timeout=120)
-    return rank_results(folder / "out")
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank saw of the cases that all ranks live through."""
+    out = tmp_path_factory.mktemp("survived") / "out"
+    launch(WORKER, out, "different_models", "different_weights", "in_forward", timeout=120)
+    return rank_results(out)
 
 
 def die(case: str, folder: Path) -> str:
@@ -28,16 +30,16 @@ def die(case: str, folder: Path) -> str:
     return text
 
 
-def test_a_rank_that_fails_stops_the_others_in_the_same_step(tmp_path: Path) -> None:
-    survivor, failed = survive("in_forward", tmp_path)
+def test_a_rank_that_fails_stops_the_others_in_the_same_step(survived: list[dict[str, Any]]) -> None:
+    survivor, failed = (rank["in_forward"] for rank in survived)
     assert (failed["error"], failed["text"]) == ("ValueError", "no row for rank 1")
     assert survivor["error"] == "PeerError"
     assert survivor["text"].startswith("Rank 1 failed in this optimizer step:")
     assert 'raise ValueError(f"no row for rank {RANK}")' in survivor["text"]
 
 
-def test_the_update_of_a_failed_step_cannot_be_saved(tmp_path: Path) -> None:
-    survivor, failed = survive("in_forward", tmp_path)
+def test_the_update_of_a_failed_step_cannot_be_saved(survived: list[dict[str, Any]]) -> None:
+    survivor, failed = (rank["in_forward"] for rank in survived)
     assert failed["moved"] == 0.0
     assert failed["saved"]["error"] is None, "it holds the state of before the step"
     assert survivor["moved"] > 0.0, "else nothing is shown"
@@ -64,10 +66,10 @@ def test_where_the_others_cannot_be_met_the_rank_leaves_with_its_own_error(
         assert error in text.partition("[rank0]: unsloth_accel.errors.PeerError")[2]
 
 
-def test_a_rank_with_other_weights_is_named_in_the_next_step(tmp_path: Path) -> None:
-    for rank in survive("different_weights", tmp_path):
-        assert rank["error"] == "GradientSyncError"
-        assert rank["text"].startswith("Rank 1 holds other weights than rank 0")
+def test_a_rank_with_other_weights_is_named_in_the_next_step(survived: list[dict[str, Any]]) -> None:
+    for found in (rank["different_weights"] for rank in survived):
+        assert found["error"] == "GradientSyncError"
+        assert found["text"].startswith("Rank 1 holds other weights than rank 0")
 
 
 def test_a_layer_that_one_rank_alone_unfreezes_is_named(tmp_path: Path) -> None:
@@ -76,8 +78,8 @@ def test_a_layer_that_one_rank_alone_unfreezes_is_named(tmp_path: Path) -> None:
     assert "Rank 0 did not come to" in text
 
 
-def test_ranks_that_train_other_parameters_are_refused(tmp_path: Path) -> None:
+def test_ranks_that_train_other_parameters_are_refused(survived: list[dict[str, Any]]) -> None:
     """By DDP, when it is built."""
-    for rank in survive("different_models", tmp_path):
-        assert rank["error"] == "RuntimeError"
-        assert "DDP expects same model across all ranks" in rank["text"]
+    for found in (rank["different_models"] for rank in survived):
+        assert found["error"] == "RuntimeError"
+        assert "DDP expects same model across all ranks" in found["text"]

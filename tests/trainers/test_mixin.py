@@ -117,6 +117,7 @@ def unsloth_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
         stderr=ended.stderr,
         ranks=rank_results(out),
         stopped=json.loads(out.with_name("out-stopped").read_text()),
+        was_saved=out.with_name("out.saved").exists(),
         groups=[out.with_name(f"out-{rank}.group").read_text() for rank in range(2)],
     )
 
@@ -158,7 +159,7 @@ def test_the_choice_is_said_once_for_each_trainer_by_rank_0(unsloth_ranks: Simpl
 @pytest.mark.gloo
 def test_a_rank_that_fails_stops_the_others_in_the_same_step(unsloth_ranks: SimpleNamespace) -> None:
     assert unsloth_ranks.seconds < 60
-    assert "Rank 1 failed" in unsloth_ranks.stopped["text"]
+    assert unsloth_ranks.stopped["text"].startswith("Rank 1 failed in this optimizer step:")
     assert 'raise ValueError("only rank 1 has this row")' in unsloth_ranks.stopped["text"], "whoever speaks first"
     assert unsloth_ranks.stopped["step"] in (1, 2), "it failed in the second step"
     assert "[rank0]: unsloth_accel.errors.PeerError: Rank 1 failed" in unsloth_ranks.stderr
@@ -166,6 +167,14 @@ def test_a_rank_that_fails_stops_the_others_in_the_same_step(unsloth_ranks: Simp
     assert "[rank1]: ValueError: only rank 1 has this row" in unsloth_ranks.stderr
     assert "destroy_process_group() was not called" not in unsloth_ranks.stderr
     assert unsloth_ranks.groups == ["destroyed", "destroyed"], "torch warns only of NCCL"
+
+
+@pytest.mark.gloo
+def test_the_weights_of_a_failed_step_are_not_saved(unsloth_ranks: SimpleNamespace) -> None:
+    kind, text = unsloth_ranks.stopped["saved"]
+    assert kind == "PeerError"
+    assert "go back to the last checkpoint" in text
+    assert not unsloth_ranks.was_saved
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """What a user's own code does with a trainer follows one rank on two, or is refused with a reason."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -72,14 +71,10 @@ def test_a_compiled_model_is_said_to_be_reduced_by_ddp(two: dict[str, Run]) -> N
     assert "gradients overlapped: torch.compile takes in DDP's reducer" in two["log"]["stderr"]
 
 
-@pytest.mark.parametrize("case", ["plain", "counts_tokens", "gathers"])
-def test_a_rank_that_fails_shows_its_error_and_ends_the_job(case: str, tmp_path: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize("case", ["counts_tokens", "gathers"])
+def test_a_rank_that_fails_where_others_gather_shows_its_error_and_ends_the_job(
+    case: str, tmp_path: Path, tiny_model: Path
+) -> None:
     worker = WORKER.with_name("failing_trainers.py")
     text = launch(worker, tiny_model, tmp_path / "out", case, timeout=180, expect_failure=True).stderr
     assert "[rank1]: ValueError: only the last rank has this row" in text
-    if case == "plain":  # the others meet it in the reduction; elsewhere they lose the connection, or are ended
-        (survivor,) = [json.loads(Path(f"{tmp_path / 'out'}-0.json").read_text())]
-        assert survivor["error"] == "PeerError"
-        assert survivor["text"].startswith("Rank 1 failed in this optimizer step:")
-        assert survivor["saved"][0] == "PeerError", "its weights hold the update of the failed step"
-        assert not (tmp_path / "out.saved").exists()

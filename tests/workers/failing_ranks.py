@@ -1,6 +1,7 @@
-"""What happens to all ranks when one goes wrong: `failing_ranks.py OUT CASE`; each rank writes OUT-<rank>.json.
+"""What happens to all ranks when one goes wrong: `failing_ranks.py OUT CASE [CASE ...]`.
 
-The last rank misbehaves. Torch and Accelerate only. A rank that has to leave with its own error does so for real.
+Each rank writes OUT-<rank>.json. The last one misbehaves, and where it has to leave with its own error it does so for
+real. Torch and Accelerate only.
 """
 
 import sys
@@ -139,5 +140,5 @@ def different_models():
 
 
 if __name__ == "__main__":
-    out, case = sys.argv[1:]
-    write_result(out, globals()[case]())
+    out, *cases = sys.argv[1:]
+    write_result(out, {case: globals()[case]() for case in cases})

@@ -1,13 +1,13 @@
-"""A trainer of which the last rank fails in its second step: `failing_trainers.py MODEL OUT CASE`. Real Unsloth.
+"""A trainer that gathers within a step, whose last rank fails in the second one: `failing_trainers.py MODEL OUT CASE`.
 
-Each rank writes OUT-<rank>.json before it leaves with its error.
+Real Unsloth. The other ranks cannot be met in the step's reduction: they wait in the gather before it.
 """
 
 import sys
 
 
 from users_code import Gathers, make  # isort: skip # it imports Unsloth first
-from start import RANK, WORLD_SIZE, failure, write_result
+from start import RANK, WORLD_SIZE
 from trl import SFTTrainer
 
 
@@ -23,23 +23,16 @@ class FailsInItsSecondStep:
 
 
 CASES = {
-    "plain": (SFTTrainer, {}),
-    # What follows is collective within a step, so the others are not to be met in its reduction.
     "counts_tokens": (SFTTrainer, {"include_num_input_tokens_seen": "all"}),
     "gathers": (Gathers, {}),
 }
 
 
-def main(path, out, case):
+def main(path, _, case):
     trainer_class, arguments = CASES[case]
     trainer = make(path, trainer_class, gradient_accumulation_steps=2, **arguments)
     trainer.model.register_forward_pre_hook(FailsInItsSecondStep())
-    try:
-        trainer.train()
-    except RuntimeError as error:
-        saved = failure(trainer.save_model, f"{out}.saved")
-        write_result(out, {"error": type(error).__name__, "text": str(error), "saved": saved})
-        raise
+    trainer.train()
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ def fail():
     try:
         trainer.train()
     except PeerError as error:
-        STOPPED.write_text(json.dumps({"text": str(error), "step": trainer.state.global_step}))
+        saved = failure(trainer.save_model, f"{OUT}.saved")
+        STOPPED.write_text(json.dumps({"text": str(error), "step": trainer.state.global_step, "saved": saved}))
         raise
     except ValueError:
         deadline = time.monotonic() + 20
