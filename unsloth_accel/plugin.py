@@ -106,6 +106,9 @@ class UnslothAcceleratorPlugin:
         plan (`str` or [`StepPlan`], *optional*, defaults to `"keep"`):
             How the rows of an optimizer step are computed by an SFT trainer. `"keep"`: as the micro-batches of the
             trainer's arguments. A [`StepPlan`] puts them together, keeps layers and balances the ranks as it says.
+        resume (`str`, *optional*):
+            `"auto"`: where `train()` is not told what to resume from, it goes on from the newest complete checkpoint
+            in `output_dir`, and starts from the beginning if there is none. A path or `False` given to `train()` wins.
 
     Raises:
         ConfigurationError: If a value, or an environment variable that supplies one, is not allowed, or a variable
@@ -128,6 +131,7 @@ class UnslothAcceleratorPlugin:
     gradient_as_bucket_view: bool | None = None
     comm_hook: CommHook | None = None
     plan: Literal["keep"] | StepPlan | None = None
+    resume: Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         refuse_unknown_variables()
@@ -135,6 +139,7 @@ class UnslothAcceleratorPlugin:
         self.comm_hook = read_choice(self, "comm_hook", get_args(CommHook), "no")
         if not isinstance(self.plan, StepPlan):
             self.plan = read_choice(self, "plan", ("keep",), "keep")
+        self.resume = read_choice(self, "resume", ("auto",))
         for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view"):
             setattr(self, name, read_boolean(self, name))
         if self.gradient_sync == "deferred" and self.comm_hook != "no":

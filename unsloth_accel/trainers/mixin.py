@@ -1,6 +1,7 @@
 """What turns a trainer of transformers or TRL into one that trains Unsloth's models on many ranks."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,13 @@ from ..ddp.policy import GradientSyncChoice, check_is_whole, configure_ddp, log_
 from ..ddp.prepare import find_ddp, forget_preparation
 from ..ddp.reports import RankReport, StepMember
 from ..ddp.run import DataParallelRun
-from ..errors import GradientSyncError, PeerError
+from ..errors import ConfigurationError, GradientSyncError, PeerError
 from ..fixes import AppliedFixes, apply_fixes
 from ..plugin import UnslothAcceleratorPlugin
 from ..ranks.environment import is_distributed
 from ..ranks.idle_gpus import log_idle_gpus
 from ..ranks.run_once import run_once
+from ..recovery.checkpoints import Checkpoints
 from ..saving.atomic_directory import atomic_directory
 from .arguments import bound_arguments, check_arguments, correct_mean_loss
 from .signature import signature_with_plugin
@@ -71,6 +73,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
     """
 
     _run: DataParallelRun | None = None
+    _checkpoints: Checkpoints | None = None
     # The reductions before the step whose micro-batches run now.
     _computing_since: int | None = None
     _given_plugin: UnslothAcceleratorPlugin | None = None
@@ -92,11 +95,21 @@ class UnslothAcceleratedTrainerMixin(_Base):
         check_ranks_train_together(self.accelerator)
         other = other_mode(self.accelerator, self.model, self.args)
         if other is not None:
-            log_stand_down(other)
+            self._stand_down(other)
         elif self.accelerator.num_processes > 1:
             self._set_up_plain_ddp()
         elif self.args.device.type == "cuda":
             log_idle_gpus()
+        if self.gradient_sync is not None or self.plugin.resume is not None:
+            self._checkpoints = Checkpoints(self, self.plugin.resume)
+
+    def _stand_down(self, mode: str) -> None:
+        if self.plugin.resume is not None:
+            raise ConfigurationError(
+                f"`resume` is {self.plugin.resume!r}, but {mode} writes the checkpoints, in a form of its own. Leave "
+                "`resume` out, and pass `resume_from_checkpoint` to `train`."
+            )
+        log_stand_down(mode)
 
     def _check_model(self, model: Any) -> None:
         """Before it is moved to a device."""
@@ -154,11 +167,13 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """Who reports and decides in each optimizer step."""
         yield self._tokens
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. A rank that fails in a step tells the others why, and they stop in the same step."""
         self._run, self._computing_since = None, None
+        if self._checkpoints is not None:
+            resume_from_checkpoint = self._checkpoints.to_resume(resume_from_checkpoint)
         try:
-            output = super().train(*args, **kwargs)
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
             self._settle_step()
         except PeerError:
             raise  # the others know already
@@ -238,6 +253,24 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         prepare = super()._prepare_dataset  # type: ignore[misc]  # TRL's trainers have it
         return prepare_once(lambda rows: prepare(rows, *args, **kwargs), dataset)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Complete, or absent."""
+        write = partial(super()._save_checkpoint, model, trial)
+        if self._checkpoints is None:
+            write()
+        else:
+            self._checkpoints.save(write, super()._get_output_dir(trial))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        run_dir = super()._get_output_dir(trial)
+        return run_dir if self._checkpoints is None else self._checkpoints.redirect(run_dir)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._checkpoints is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+        else:
+            self._checkpoints.push_when_named(super()._push_from_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers; the other ranks wait for the one that writes, and its error is raised on all of them."""

@@ -1,0 +1,163 @@
+"""What one rank is asked to do at the end of a step, by a signal or a callback, all ranks do at the same step."""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from ..ddp.reports import Action, RankReport
+from ..ranks.logging import log_once
+from .signals import STOP_SIGNALS, StopSignals
+from .wishes import WishBoard
+
+
+# The switches of transformers' TrainerControl: what is done at once, and what ends a loop.
+_DONE_AT_ONCE = ("should_log", "should_evaluate", "should_save")
+_STOPS = ("should_epoch_stop", "should_training_stop")
+_SWITCHES = (*_DONE_AT_ONCE, *_STOPS)
+_SIGNALS = {number.name: number for number in STOP_SIGNALS}
+
+
+class AgreedStop:
+    """Takes what `trainer.control` says at the end of a step as this rank's wish, and leaves on what all ranks do.
+
+    - What transformers' `DefaultFlowCallback` sets follows from the step number and the arguments, so it is the same
+      on all ranks and done at once.
+    - What else is wished is left in the store, and a rank that wishes something waits for the others to come to the
+      same point. What all ranks wish is done at once, as on one rank.
+    - What only some wish is withheld, travels with the report of their next step, and is done by all: at the end of
+      that step if it logs, saves or evaluates, else at the end of the one after, when every rank has heard of it.
+    - At the end of the last step all ranks wait for each other, and what any of them wishes is done.
+
+    A stop signal is such a wish. It saves, stops, and leaves out evaluation, since who sends a signal does not wait
+    long. While entered, signals are noted; at the end all ranks leave with `SystemExit(128 + signal number)`.
+
+    Args:
+        trainer (`transformers.Trainer`): Whose `control` it is.
+    """
+
+    columns: tuple[str, ...] = (*_SWITCHES, *_SIGNALS)
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._signals = StopSignals()
+        self._board = WishBoard()
+        self._withheld: set[str] = set()
+        self._heard: set[str] = set()
+        self._sent, self._reports, self._heard_report = set[str](), 0, 0
+        self._standing: set[str] = set()  # the stops that are agreed on and still set
+        self._last_step: int | None = None
+        self._stopped_by: str | None = None
+
+    def __enter__(self) -> "AgreedStop":
+        self._signals.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._signals.__exit__(kind, error, traceback)
+        if kind is None and self._stopped_by is not None:
+            raise SystemExit(128 + _SIGNALS[self._stopped_by])
+        if self._signals.received is not None and self._stopped_by is None:
+            self._signals.pass_on(self._signals.received)  # it came too late for the last step, or the run failed
+
+    # The member of the run
+
+    def report(self) -> Mapping[str, float | Tensor]:
+        """This rank's wishes that not all ranks know of yet."""
+        self._reports += 1
+        self._sent = self._waiting()
+        return dict.fromkeys(self._sent, 1.0)
+
+    def decide(self, ranks: Sequence[RankReport]) -> Action | None:
+        """Every rank notes what any rank wishes."""
+        wishes = {name: [rank for rank, report in enumerate(ranks) if report.values[name]] for name in self.columns}
+        heard = {name: by for name, by in wishes.items() if by}
+        return partial(self._hear, heard) if heard else None
+
+    def _hear(self, heard: Mapping[str, Sequence[int]]) -> None:
+        self._withheld -= self._sent
+        self._heard |= set(heard)
+        self._heard_report = self._reports
+        for name, by in heard.items():
+            log_once("%s came on rank %s: all ranks do it at the same step", name, ", ".join(map(str, by)))
+
+    def _waiting(self) -> set[str]:
+        received = self._signals.received
+        return self._withheld | ({received.name} if received is not None else set())
+
+    # The end of a step, and of an epoch
+
+    def before_acting(self, settle: Callable[[], None]) -> None:
+        """To be called before transformers logs, evaluates and saves.
+
+        Args:
+            settle (`Callable`): Takes in what the ranks said in the last reduction.
+        """
+        at_epoch_end = self._last_step == self._trainer.state.global_step
+        self._last_step = self._trainer.state.global_step
+        if not at_epoch_end:
+            self._standing = set()
+        default = self._default_wishes(at_epoch_end)
+        if default:
+            settle()
+        self._agree(default, has_settled=bool(default))
+        if self._acts:
+            settle()
+
+    def after_acting(self) -> None:
+        """To be called afterwards: a callback may have wished something in `on_evaluate`, as early stopping does."""
+        if self._acts:
+            self._agree(set(), has_settled=True)
+
+    def _agree(self, default: Set[str], *, has_settled: bool) -> None:
+        wished = {name for name in _SWITCHES if getattr(self._trainer.control, name)}
+        agreed = (wished & default) | self._take_heard(has_settled=has_settled)
+        own = wished - agreed - self._standing
+        is_last = "should_training_stop" in agreed | self._standing
+        self._board.leave(own | self._waiting() | self._heard if is_last else own)
+        if is_last:
+            agreed = agreed.union(*self._board.read())
+            self._withheld, self._heard = set(), set()
+        elif own and all(wishes == own for wishes in self._board.read()):
+            agreed |= own
+        else:
+            self._withheld |= own
+        self._set(agreed)
+
+    def _take_heard(self, *, has_settled: bool) -> set[str]:
+        """What every rank has heard by now; one that settled by itself, as `log` does, has to wait for the others."""
+        if not has_settled and self._heard_report == self._reports:
+            return set()
+        heard, self._heard = self._heard, set()
+        return heard
+
+    def _set(self, agreed: Set[str]) -> None:
+        switches = self._as_signal_says(agreed)
+        self._acts = not switches.isdisjoint(_DONE_AT_ONCE)
+        self._standing |= switches.intersection(_STOPS)
+        for name in _SWITCHES:
+            setattr(self._trainer.control, name, name in switches | self._standing)
+
+    def _as_signal_says(self, agreed: Set[str]) -> set[str]:
+        if self._stopped_by is not None:
+            return set()  # what it asked for is done
+        arrived = [name for name in _SIGNALS if name in agreed]
+        if not arrived:
+            return set(agreed)
+        self._stopped_by = arrived[0]
+        step, code = self._trainer.state.global_step, 128 + _SIGNALS[arrived[0]]
+        log_once("%s: all ranks save step %d and leave with exit code %d", arrived[0], step, code)
+        return {"should_save", "should_training_stop"} | agreed.intersection({"should_log"})
+
+    def _default_wishes(self, at_epoch_end: bool) -> set[str]:
+        """What transformers' own flow sets here, on every rank alike."""
+        from transformers.trainer_callback import DefaultFlowCallback, TrainerControl
+
+        flow = DefaultFlowCallback()
+        event = flow.on_epoch_end if at_epoch_end else flow.on_step_end
+        control = event(self._trainer.args, self._trainer.state, TrainerControl())
+        return {name for name in _SWITCHES if getattr(control, name)}

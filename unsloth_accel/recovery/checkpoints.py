@@ -1,0 +1,211 @@
+"""A checkpoint of transformers' Trainer is complete or it is not there."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import ConfigurationError, PeerError
+from ..ranks.agreement import collect_values, publish_value
+from ..ranks.environment import is_distributed, local_rank, rank
+from ..ranks.logging import log_once
+from ..ranks.run_once import Scope, run_once
+from .manifest import write_manifest
+from .newest import newest_complete
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+# The ranks have met after the weights; what is left to write may still go to a slower disk on another machine.
+WRITE_SECONDS = 600.0
+_PACKAGES = ("unsloth_accel", "unsloth", "unsloth_zoo", "torch", "transformers", "trl", "accelerate", "peft")
+
+# The ranks begin each save together, so they count alike.
+_saves = count()
+
+
+class Checkpoints:
+    """Writes a trainer's checkpoints beside their place, and finds the one to go on from.
+
+    Args:
+        trainer (`transformers.Trainer`): Whose checkpoints.
+        resume (`str`, *optional*): `"auto"`: go on from the newest complete one, if there is one.
+    """
+
+    def __init__(self, trainer: "Trainer", resume: Literal["auto"] | None) -> None:
+        self._trainer, self._resume = trainer, resume
+        self._beside: Path | None = None
+        self._push: Callable[[str], None] | None = None
+
+    def redirect(self, run_dir: str) -> str:
+        """Where the trainer is to put `checkpoint-N`: while one is written, beside."""
+        return run_dir if self._beside is None else str(self._beside)
+
+    def push_when_named(self, push: Callable[[str], None]) -> None:
+        """Keeps the upload of a checkpoint until that has its name, as it goes on while training does."""
+        self._push = push
+
+    def save(self, write: Callable[[], None], run_dir: str) -> None:
+        """Writes a checkpoint; called on all ranks.
+
+        Args:
+            write (`Callable`): The trainer's own way to write one, below what `redirect` returns.
+            run_dir (`str`): Where the checkpoints are.
+
+        Raises:
+            PeerError: If another rank could not write its part.
+        """
+        trainer, self._push = self._trainer, None
+        place = os.path.join(run_dir, f"checkpoint-{trainer.state.global_step}")
+        scope: Scope = "node" if trainer.args.save_on_each_node else "world"
+        with complete_or_absent(Path(place), _facts(trainer), scope) as self._beside:
+            try:
+                write()
+                self._name_best(place)
+            finally:
+                self._beside = None
+        if trainer.args.should_save:
+            rotate(Path(place), trainer.args.save_total_limit, trainer.state.best_model_checkpoint)
+        if self._push is not None:
+            self._push(place)
+
+    def _name_best(self, place: str) -> None:
+        """The state names the best checkpoint by where it will be."""
+        state, written = self._trainer.state, os.path.join(str(self._beside), os.path.basename(place))
+        if state.best_model_checkpoint != written:
+            return
+        state.best_model_checkpoint = place
+        if self._trainer.args.should_save:
+            state.save_to_json(os.path.join(written, "trainer_state.json"))
+
+    def to_resume(self, given: str | bool | None) -> str | bool | None:
+        """The checkpoint to go on from, the same on all ranks.
+
+        Args:
+            given (`str` or `bool`, *optional*): The argument of `train`. A path and `False` are taken as they are.
+
+        Raises:
+            ConfigurationError: If it is `True`, and there is no complete checkpoint.
+        """
+        if given is not True and (given is not None or self._resume is None):
+            return given
+        output_dir = self._trainer.args.output_dir
+        assert output_dir is not None, "TrainingArguments have a default"
+        found = run_once(
+            partial(_find, output_dir, with_optimizer=not self._trainer.args.save_only_model),
+            key="resume",
+            description=f"looking for the newest complete checkpoint in {output_dir}",
+        )
+        if found is None and given is True:
+            raise ConfigurationError(
+                f"`resume_from_checkpoint` is True, but `output_dir` {output_dir} has no complete checkpoint (the log "
+                "says which were skipped, and why). Pass the path of another one, or leave it out to start anew."
+            )
+        log_once("resume: training %s", f"goes on from {found}" if found else "starts from the beginning")
+        return found
+
+
+def _find(output_dir: str, with_optimizer: bool) -> str | None:
+    found = newest_complete(output_dir, with_optimizer)
+    return None if found is None else os.path.join(output_dir, found.name)
+
+
+def _facts(trainer: "Trainer") -> dict[str, Any]:
+    """What the manifest says of the run."""
+    args = trainer.args
+    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    versions = {package: found for package in _PACKAGES if (found := _version(package))}
+    steps = {"global_step": trainer.state.global_step, "world_size": args.world_size, "global_batch": rows}
+    return {**steps, "versions": versions}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # Unsloth is not needed to train on a CPU
+        return None
+
+
+@contextmanager
+def complete_or_absent(final: Path, facts: Mapping[str, Any], scope: Scope = "world") -> Iterator[Path]:
+    """Yields a folder in which all ranks write `final.name`; when all have, one rank gives it its place, by a rename.
+
+    After a kill `<final>.incomplete` remains; the next save of that step removes it.
+
+    Args:
+        final (`Path`): The checkpoint. One that is there already is replaced.
+        facts (`Mapping[str, Any]`): What its manifest says besides its files.
+        scope (`"world"` or `"node"`, *optional*, defaults to `"world"`): Whether all nodes share the folder, or each
+            has its own.
+
+    Yields:
+        `Path`: The folder beside.
+
+    Raises:
+        PeerError: If another rank failed to write its part, or does not come within 10 minutes.
+    """
+    holder = final.with_name(f"{final.name}.incomplete")
+    key = f"{final.name}/{next(_saves)}"
+    finish = partial(run_once, key=key, description=f"completing {final}", scope=scope)
+    writes = rank() == 0 if scope == "world" else local_rank() == 0
+    if writes:
+        # The other ranks write nothing before they have met this one, where the weights are saved.
+        shutil.rmtree(holder, ignore_errors=True)
+        holder.mkdir(parents=True)
+    try:
+        yield holder
+    except Exception as error:  # whatever it is, the other ranks must not wait; it is raised again
+        _publish(key, f"{type(error).__name__}: {error}")
+        if writes:
+            shutil.rmtree(holder, ignore_errors=True)
+            finish(partial(_raise, error))
+        raise
+    _publish(key, "")
+    finish(partial(_complete, final, holder, facts, key))
+
+
+def _publish(key: str, failure: str) -> None:
+    if is_distributed():
+        publish_value(key, failure)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _complete(final: Path, holder: Path, facts: Mapping[str, Any], key: str) -> None:
+    failures = collect_values(key, WRITE_SECONDS) if is_distributed() else []
+    for other, failure in enumerate(failures):
+        if failure:
+            raise PeerError(f"Rank {other} could not write its part of {final}. Its error: {failure}")
+    written = holder / final.name
+    write_manifest(written, facts)
+    if final.exists():
+        final.rename(holder / "replaced")
+    written.rename(final)
+    shutil.rmtree(holder)
+
+
+def rotate(newest: Path, limit: int | None, best: str | None) -> None:
+    """Removes the oldest checkpoints beyond `limit`, but never the one just written, nor the best.
+
+    transformers would count a folder that a kill left half written, and may keep that in place of a complete one.
+
+    Args:
+        newest (`Path`): The checkpoint that was just written.
+        limit (`int`, *optional*): How many to keep; None or 0 for all.
+        best (`str`, *optional*): The best checkpoint.
+    """
+    if not limit or limit < 0:
+        return
+    kept = {newest, Path(best)} if best else {newest}
+    found = (path for path in newest.parent.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
+    others = sorted((path for path in found if path not in kept), key=lambda path: path.stat().st_mtime)
+    for oldest in others[: max(0, len(kept) + len(others) - limit)]:
+        shutil.rmtree(oldest)
