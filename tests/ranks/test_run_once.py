@@ -6,11 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
-from harness import free_port, launch
+from harness import free_port, launch, rank_results
 from unsloth_accel.errors import ConfigurationError
 from unsloth_accel.ranks.run_once import run_once
 
@@ -18,8 +18,18 @@ from unsloth_accel.ranks.run_once import run_once
 WORKER = Path(__file__).parents[1] / "workers" / "run_once.py"
 
 
-def results_of(scenario: str, out: Path, num_processes: int) -> list[dict[str, Any]]:
-    return [json.loads((out / f"{scenario}-{rank}.json").read_text()) for rank in range(num_processes)]
+# What each rank saw, by scenario.
+Scenarios: TypeAlias = dict[str, list[dict[str, Any]]]
+# What all ranks live through. In the last one rank 0 is done, and ends, before the others.
+SHARED = ["alone_and_together", "disagree", "alone_in_some_rounds", "agree", "errors", "ended"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Scenarios:
+    """What each of four ranks saw."""
+    out = tmp_path_factory.mktemp("shared")
+    launch(WORKER, out, *SHARED, num_processes=4)
+    return {scenario: rank_results(out / scenario, 4) for scenario in SHARED}
 
 
 def start_without_agent(scenario: str, out: Path, num_processes: int) -> tuple[list[int], list[str]]:
@@ -30,7 +40,7 @@ def start_without_agent(scenario: str, out: Path, num_processes: int) -> tuple[l
         world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes}
         env = os.environ | {key: str(value) for key, value in world.items()}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(WORKER.parents[2])}
-        command = [sys.executable, str(WORKER), scenario, str(out)]
+        command = [sys.executable, str(WORKER), str(out), scenario]
         processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
     try:
         errors = [process.communicate(timeout=120)[1] for process in processes]
@@ -59,9 +69,8 @@ def test_incomplete_launcher_environment_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.gloo
-def test_all_ranks_get_the_result_and_the_error_of_one(tmp_path: Path) -> None:
-    launch(WORKER, "agree", tmp_path, num_processes=4)
-    ranks = results_of("agree", tmp_path, 4)
+def test_all_ranks_get_the_result_and_the_error_of_one(shared: Scenarios) -> None:
+    ranks = shared["agree"]
     assert [rank.get("worked") for rank in ranks] == [
         ["0-from-0", "1-from-0", "after-from-0", "node-from-0"], None, ["node-from-2"], None,
     ]  # fmt: skip
@@ -90,16 +99,14 @@ def test_all_ranks_get_the_result_and_the_error_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.gloo
-def test_a_call_of_rank_0_alone_is_not_taken_for_a_later_one_of_all(tmp_path: Path) -> None:
-    launch(WORKER, "alone_and_together", tmp_path, num_processes=3)
-    for rank in results_of("alone_and_together", tmp_path, 3):
+def test_a_call_of_rank_0_alone_is_not_taken_for_a_later_one_of_all(shared: Scenarios) -> None:
+    for rank in shared["alone_and_together"]:
         assert (rank["function"], rank["line"]) == ("1, by all", "4, by all")
 
 
 @pytest.mark.gloo
-def test_ranks_that_do_different_things_in_one_call_are_told_so_at_once(tmp_path: Path) -> None:
-    launch(WORKER, "disagree", tmp_path, num_processes=3)
-    ranks = results_of("disagree", tmp_path, 3)
+def test_ranks_that_do_different_things_in_one_call_are_told_so_at_once(shared: Scenarios) -> None:
+    ranks = shared["disagree"]
     assert ranks[0] == {}, "the working rank's work ends only when the others have been told"
     for number, rank in enumerate(ranks[1:], start=1):
         kind, text = rank["stamped"]
@@ -108,24 +115,24 @@ def test_ranks_that_do_different_things_in_one_call_are_told_so_at_once(tmp_path
 
 
 @pytest.mark.gloo
-def test_a_line_that_rank_0_reaches_alone_in_some_rounds_is_named(tmp_path: Path) -> None:
-    launch(WORKER, "alone_in_some_rounds", tmp_path)
-    ranks = results_of("alone_in_some_rounds", tmp_path, 2)
+def test_a_line_that_rank_0_reaches_alone_in_some_rounds_is_named(shared: Scenarios) -> None:
+    ranks = shared["alone_in_some_rounds"]
     assert "round" not in ranks[0]
-    kind, text = ranks[1]["round"]
-    assert kind == "ConfigurationError"
-    assert "Rank 0: saving step 0. Rank 1: saving step 2." in text
+    for number, rank in enumerate(ranks[1:], start=1):
+        kind, text = rank["round"]
+        assert kind == "ConfigurationError"
+        assert f"Rank 0: saving step 0. Rank {number}: saving step 2." in text
 
 
 @pytest.mark.gloo
-def test_a_rank_that_ends_without_making_the_call_is_not_waited_for(tmp_path: Path) -> None:
-    launch(WORKER, "ended", tmp_path)
-    kind, text = results_of("ended", tmp_path, 2)[1]["merge"]
-    assert kind == "PeerError"
-    lines = re.findall(r"merging \((run_once.py:\d+ < run_once.py:\d+).*?\)", text)
-    assert text.startswith("Rank 0 ended without merging (")
-    assert "Its last call of this kind: merging (" in text
-    assert len(set(lines)) == 2, "each rank's own line"
+def test_a_rank_that_ends_without_making_the_call_is_not_waited_for(shared: Scenarios) -> None:
+    for rank in shared["ended"][1:]:
+        kind, text = rank["merge"]
+        assert kind == "PeerError"
+        lines = re.findall(r"merging \((run_once.py:\d+ < run_once.py:\d+).*?\)", text)
+        assert text.startswith("Rank 0 ended without merging (")
+        assert "Its last call of this kind: merging (" in text
+        assert len(set(lines)) == 2, "each rank's own line"
 
 
 @pytest.mark.gloo
@@ -158,10 +165,9 @@ def test_a_killed_host_of_the_store_is_noticed(tmp_path: Path) -> None:
 def test_the_host_of_the_store_leaves_last(tmp_path: Path) -> None:
     codes, errors = start_without_agent("late", tmp_path, 3)
     assert codes == [0, 0, 0], errors
-    assert [rank["late"] for rank in results_of("late", tmp_path, 3)] == ["done"] * 3
+    assert [rank["late"] for rank in rank_results(tmp_path / "late", 3)] == ["done"] * 3
 
 
 @pytest.mark.gloo
-def test_an_error_that_a_rank_published_reaches_the_others(tmp_path: Path) -> None:
-    launch(WORKER, "errors", tmp_path)
-    assert [rank["published"] for rank in results_of("errors", tmp_path, 2)] == ["ValueError: a row too long"] * 2
+def test_an_error_that_a_rank_published_reaches_the_others(shared: Scenarios) -> None:
+    assert [rank["published"] for rank in shared["errors"]] == ["ValueError: a row too long"] * 4

@@ -1,6 +1,5 @@
-"""What `run_once` does on several ranks: python run_once.py SCENARIO OUT_DIR, started once per rank."""
+"""What `run_once` does on several ranks: python run_once.py OUT_DIR SCENARIO [SCENARIO ...], started once per rank."""
 
-import json
 import os
 import signal
 import sys
@@ -9,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from start import RANK, WORLD_SIZE, write_result
+
 from unsloth_accel.errors import PeerError
 from unsloth_accel.ranks import run_once as ranks_run_once
 from unsloth_accel.ranks import store
@@ -16,8 +17,6 @@ from unsloth_accel.ranks.run_once import run_once
 from unsloth_accel.ranks.store import fetch_error, publish_error
 
 
-RANK = int(os.environ["RANK"])
-WORLD_SIZE = int(os.environ["WORLD_SIZE"])
 seen: dict[str, Any] = {}
 
 
@@ -155,10 +154,11 @@ def late() -> None:
     seen["late"] = run_once(lambda: "done", key="n", description="finishing")
 
 
-scenario, out = sys.argv[1], Path(sys.argv[2])
-globals()[scenario]()
-half = out / f"{scenario}-{RANK}.half"
-half.write_text(json.dumps(seen))
-half.rename(out / f"{scenario}-{RANK}.json")
+out, scenarios = Path(sys.argv[1]), sys.argv[2:]
+for scenario in scenarios:
+    seen = {}
+    globals()[scenario]()
+    write_result(out / f"{scenario}.half", seen)  # under another name until it is whole: other ranks wait for it
+    (out / f"{scenario}.half-{RANK}.json").rename(out / f"{scenario}-{RANK}.json")
 if seen.get("killed", [""])[0] == PeerError.__name__:
     sys.exit(3)
