@@ -1,6 +1,6 @@
 """What one rank is asked to do at the end of a step, by a signal or a callback, all ranks do at the same step."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -45,8 +45,10 @@ class AgreedStop:
         self._signals = StopSignals()
         self._board = WishBoard()
         self._withheld: set[str] = set()
-        self._heard: set[str] = set()
-        self._sent, self._reports, self._heard_report = set[str](), 0, 0
+        self._sent: set[str] = set()
+        self._reports = 0
+        self._heard: list[tuple[int, set[str]]] = []  # by the number of the report
+        self._told: set[str] = set()
         self._standing: set[str] = set()  # the stops that are agreed on and still set
         self._last_step: int | None = None
         self._stopped_by: str | None = None
@@ -61,8 +63,8 @@ class AgreedStop:
         self._signals.__exit__(kind, error, traceback)
         if kind is None and self._stopped_by is not None:
             raise SystemExit(128 + _SIGNALS[self._stopped_by])
-        if self._signals.received is not None and self._stopped_by is None:
-            self._signals.pass_on(self._signals.received)  # it came too late for the last step, or the run failed
+        if kind is None and self._signals.received is not None:  # it came too late for the last step
+            self._signals.pass_on(self._signals.received)
 
     # The member of the run
 
@@ -80,10 +82,10 @@ class AgreedStop:
 
     def _hear(self, heard: Mapping[str, Sequence[int]]) -> None:
         self._withheld -= self._sent
-        self._heard |= set(heard)
-        self._heard_report = self._reports
-        for name, by in heard.items():
-            log_once("%s came on rank %s: all ranks do it at the same step", name, ", ".join(map(str, by)))
+        self._heard.append((self._reports, set(heard)))
+        for name in heard.keys() - self._told:
+            log_once("%s came on rank %s: all ranks do it at the same step", name, ", ".join(map(str, heard[name])))
+        self._told |= heard.keys()
 
     def _waiting(self) -> set[str]:
         received = self._signals.received
@@ -91,10 +93,11 @@ class AgreedStop:
 
     # The end of a step, and of an epoch
 
-    def before_acting(self, settle: Callable[[], None]) -> None:
-        """To be called before transformers logs, evaluates and saves.
+    def act(self, act: Callable[[], None], settle: Callable[[], None]) -> None:
+        """Lets all ranks agree on what `act` does, and again on what a callback wished in it, as early stopping does.
 
         Args:
+            act (`Callable`): Logs, evaluates and saves as `trainer.control` says.
             settle (`Callable`): Takes in what the ranks said in the last reduction.
         """
         at_epoch_end = self._last_step == self._trainer.state.global_step
@@ -104,50 +107,60 @@ class AgreedStop:
         default = self._default_wishes(at_epoch_end)
         if default:
             settle()
-        self._agree(default, has_settled=bool(default))
-        if self._acts:
+        acts = self._agree(default, has_settled=bool(default))
+        if acts:
             settle()
-
-    def after_acting(self) -> None:
-        """To be called afterwards: a callback may have wished something in `on_evaluate`, as early stopping does."""
-        if self._acts:
+        act()
+        if acts:
             self._agree(set(), has_settled=True)
 
-    def _agree(self, default: Set[str], *, has_settled: bool) -> None:
+    def _agree(self, default: set[str], *, has_settled: bool) -> bool:
+        """Sets `control` as all ranks agree; returns whether they log, evaluate or save."""
         wished = {name for name in _SWITCHES if getattr(self._trainer.control, name)}
         agreed = (wished & default) | self._take_heard(has_settled=has_settled)
         own = wished - agreed - self._standing
-        is_last = "should_training_stop" in agreed | self._standing
-        self._board.leave(own | self._waiting() | self._heard if is_last else own)
-        if is_last:
-            agreed = agreed.union(*self._board.read())
-            self._withheld, self._heard = set(), set()
-        elif own and all(wishes == own for wishes in self._board.read()):
-            agreed |= own
-        else:
-            self._withheld |= own
-        self._set(agreed)
+        if not self._is_last(agreed):
+            agreed |= self._take_unanimous(own)
+        if self._is_last(agreed):
+            agreed |= self._take_all(own)
+        return self._set(agreed)
+
+    def _is_last(self, agreed: set[str]) -> bool:
+        return "should_training_stop" in agreed | self._standing
 
     def _take_heard(self, *, has_settled: bool) -> set[str]:
-        """What every rank has heard by now; one that settled by itself, as `log` does, has to wait for the others."""
-        if not has_settled and self._heard_report == self._reports:
-            return set()
-        heard, self._heard = self._heard, set()
-        return heard
+        """What every rank has heard by now: not what this rank alone may have, because it called `log`."""
+        heard = [names for number, names in self._heard if has_settled or number < self._reports]
+        del self._heard[: len(heard)]
+        return set[str]().union(*heard)
 
-    def _set(self, agreed: Set[str]) -> None:
+    def _take_unanimous(self, own: set[str]) -> set[str]:
+        """What all ranks wish here; what they do not is withheld."""
+        self._board.leave(own)
+        if own and all(wishes == own for wishes in self._board.read()):
+            return set(own)
+        self._withheld |= own
+        return set()
+
+    def _take_all(self, own: set[str]) -> set[str]:
+        """What any rank wishes, here or before: no step follows whose report could carry it."""
+        self._board.leave(own.union(self._waiting(), *(names for _, names in self._heard)))
+        self._withheld, self._heard = set(), []
+        return set[str]().union(*self._board.read())
+
+    def _set(self, agreed: set[str]) -> bool:
         switches = self._as_signal_says(agreed)
-        self._acts = not switches.isdisjoint(_DONE_AT_ONCE)
         self._standing |= switches.intersection(_STOPS)
         for name in _SWITCHES:
             setattr(self._trainer.control, name, name in switches | self._standing)
+        return not switches.isdisjoint(_DONE_AT_ONCE)
 
-    def _as_signal_says(self, agreed: Set[str]) -> set[str]:
+    def _as_signal_says(self, agreed: set[str]) -> set[str]:
         if self._stopped_by is not None:
             return set()  # what it asked for is done
         arrived = [name for name in _SIGNALS if name in agreed]
         if not arrived:
-            return set(agreed)
+            return agreed
         self._stopped_by = arrived[0]
         step, code = self._trainer.state.global_step, 128 + _SIGNALS[arrived[0]]
         log_once("%s: all ranks save step %d and leave with exit code %d", arrived[0], step, code)

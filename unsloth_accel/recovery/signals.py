@@ -25,8 +25,10 @@ class StopSignals:
         self.received: signal.Signals | None = None
         self._received_at = 0.0
         self._before: dict[signal.Signals, Any] = {}
+        self._process = 0
 
     def __enter__(self) -> "StopSignals":
+        self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 if signal.getsignal(number) is not None:  # None: installed by native code, could not be put back
@@ -40,7 +42,9 @@ class StopSignals:
             signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
+        if os.getpid() != self._process:  # forked from the rank, as a pool's worker, which is ended by SIGTERM
+            self.pass_on(signal.Signals(number))
+        elif self.received is None:
             self.received, self._received_at = signal.Signals(number), time.monotonic()
         elif time.monotonic() - self._received_at > SAME_SIGNAL_SECONDS:
             self.pass_on(signal.Signals(number))

@@ -19,9 +19,9 @@ _boards = count()
 
 
 class WishBoard:
-    """One key a rank, overwritten at each point, which all ranks pass in the same order.
+    """What the ranks wish at points that all of them pass in the same order.
 
-    To leave wishes is one message to the store that nobody waits for (2 us). To read those of the others is up to the
+    To leave wishes is a message to the store that nobody waits for (2 us). To read those of the others is up to the
     rank that has a reason; it waits until each of them has come to this point.
     """
 
@@ -32,12 +32,12 @@ class WishBoard:
     def leave(self, wishes: Set[str]) -> None:
         """Begins the next point with the wishes of this rank."""
         self._point += 1
-        connect().set(self._key(rank()), json.dumps([self._point, sorted(wishes)]))
+        if wishes:  # rare, so a key for each is no burden for the store
+            connect().set(f"{self._key(rank())}/{self._point}", json.dumps(sorted(wishes)))
+        connect().set(self._key(rank()), str(self._point))
 
     def read(self) -> list[set[str]]:
         """Waits for all ranks, and returns what each wished at this point.
-
-        A rank that has passed the point counts as one without wishes: with any it would have waited for this rank.
 
         Raises:
             PeerError: If a rank failed, ended, or did not come in 30 minutes.
@@ -46,28 +46,24 @@ class WishBoard:
 
     def _read(self, other: int) -> set[str]:
         deadline = time.monotonic() + TIMEOUT_SECONDS
-        while True:
-            ended = has_ended(other)  # asked first: what it left before its end is there
-            point, wishes = self._left_by(other)
-            if point >= self._point:
-                return set(wishes) if point == self._point else set()
-            _raise_if_gone(other, ended, time.monotonic() > deadline)
+        while not self._has_come(other):
+            _raise_if_gone(other, time.monotonic() > deadline)
             time.sleep(POLL_SECONDS)
+        wishes = f"{self._key(other)}/{self._point}"
+        return set(json.loads(connect().get(wishes))) if connect().check([wishes]) else set()
 
-    def _left_by(self, other: int) -> tuple[int, list[str]]:
-        if not connect().check([self._key(other)]):
-            return 0, []
-        point, wishes = json.loads(connect().get(self._key(other)))
-        return point, wishes
+    def _has_come(self, other: int) -> bool:
+        key = self._key(other)
+        return connect().check([key]) and int(connect().get(key)) >= self._point
 
     def _key(self, of_rank: int) -> str:
         return f"wishes/{self._number}/{of_rank}"
 
 
-def _raise_if_gone(other: int, ended: bool, late: bool) -> None:
+def _raise_if_gone(other: int, late: bool) -> None:
     for failed, text in find_errors():
         raise PeerError(f"Rank {failed} failed:\n{text}")
-    if ended:
+    if has_ended(other):
         raise PeerError(f"Rank {other} has ended, and did not come to the end of the step.")
     if late:
         raise PeerError(f"Rank {other} did not come to the end of the step within {TIMEOUT_SECONDS:.0f} s.")

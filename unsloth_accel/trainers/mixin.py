@@ -1,6 +1,7 @@
 """What turns a trainer of transformers or TRL into one that trains Unsloth's models on many ranks."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from ..plugin import UnslothAcceleratorPlugin
 from ..ranks.environment import is_distributed
 from ..ranks.idle_gpus import log_idle_gpus
 from ..ranks.run_once import run_once
+from ..recovery.agreed_stop import AgreedStop
 from ..recovery.checkpoints import Checkpoints
 from ..saving.atomic_directory import atomic_directory
 from .arguments import bound_arguments, check_arguments, correct_mean_loss
@@ -73,6 +75,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
     """
 
     _run: DataParallelRun | None = None
+    _agreed_stop: AgreedStop | None = None
     _checkpoints: Checkpoints | None = None
     # The reductions before the step whose micro-batches run now.
     _computing_since: int | None = None
@@ -166,15 +169,24 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def _step_members(self) -> Iterator[StepMember]:
         """Who reports and decides in each optimizer step."""
         yield self._tokens
+        if self._agreed_stop is not None:
+            yield self._agreed_stop
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. A rank that fails in a step tells the others why, and they stop in the same step."""
+        """As in transformers. A rank that fails in a step tells the others why, and they stop in the same step.
+
+        Raises:
+            SystemExit: With 143 after SIGTERM, 138 after SIGUSR1, on whichever rank, when a checkpoint has been saved.
+        """
         self._run, self._computing_since = None, None
+        choice = self.gradient_sync
+        self._agreed_stop = None if choice is None or choice.compiled else AgreedStop(self)
         if self._checkpoints is not None:
             resume_from_checkpoint = self._checkpoints.to_resume(resume_from_checkpoint)
         try:
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
-            self._settle_step()
+            with self._agreed_stop or nullcontext():
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
+                self._settle_step()
         except PeerError:
             raise  # the others know already
         except Exception:
@@ -229,9 +241,11 @@ class UnslothAcceleratedTrainerMixin(_Base):
     # Before anything is logged, saved, evaluated or returned, every rank knows what every rank did.
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
-            self._settle_step()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+        act = partial(super()._maybe_log_save_evaluate, *args, **kwargs)
+        if self._agreed_stop is None:
+            act()
+        else:
+            self._agreed_stop.act(act, self._settle_step)
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers."""
