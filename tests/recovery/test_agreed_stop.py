@@ -1,6 +1,8 @@
 """What one rank is asked to do, by a signal or by a callback, all ranks do at the same step."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +50,11 @@ def run_of(runs: dict[str, Run], case: str) -> Run:
     assert "error" not in run, run.get("at")
     assert run["between_ranks"] == 0.0
     return run
+
+
+def left(out: Path, case: str) -> list[Any]:
+    """How each rank left: the exception's name, its code, and after which step."""
+    return [json.loads(Path(f"{out}.{case}-{rank}").read_text()) for rank in (0, 1)]
 
 
 def checkpoints(out: Path, case: str) -> list[str]:
@@ -125,10 +132,19 @@ def test_the_exit_code_is_that_of_the_signal(out: Path) -> None:
     said = out.with_suffix(".stderr").read_text()
     assert "exitcode  : 143" in said
     assert "SIGTERM: all ranks save step 2 and leave with exit code 143" in said
-    assert [Path(f"{out}.finally-{rank}").exists() for rank in (0, 1)] == [True, True]
+    assert left(out, "left_by_signal") == [["SystemExit", 143, 2]] * 2
+
+
+def test_the_launcher_forwards_a_signal_and_a_scheduler_may_send_it_to_the_ranks_as_well(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    out, handled = tmp_path / "out", {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
+    launch(WORKER, tiny_model, out, "launcher_signalled", timeout=180, env=handled, expect_failure=True)
+    assert left(out, "launcher_signalled") == [["SystemExit", 138, 2]] * 2
+    assert checkpoints(out, "launcher_signalled") == ["checkpoint-2"]
 
 
 def test_a_second_signal_goes_to_the_handler_from_before(tmp_path: Path, tiny_model: Path) -> None:
     said = launch(WORKER, tiny_model, tmp_path / "out", "signalled_twice", timeout=180, expect_failure=True).stderr
-    assert "exitcode  : 9" in said
+    assert "exitcode  : 2 " in said
     assert checkpoints(tmp_path / "out", "signalled_twice") == []

@@ -1,10 +1,12 @@
 """One rank is asked to stop, save or evaluate: `agreed_stop.py MODEL OUT CASE [CASE ...]`, a JSON line a case.
 
-Real Unsloth, real signals. A case that a signal ends goes on here, from its checkpoint, if its name is in RESUMED;
-any other leaves with its exit code.
+Real Unsloth, real signals. A case that is `resumed` goes on after its exit, from its checkpoint; after
+any other that a signal ends the process does end.
 """
 
+import json
 import os
+import select
 import signal
 import sys
 import time
@@ -58,12 +60,13 @@ class Signals(Asks):
 
     def __init__(self, *numbers):
         super().__init__()
-        self._numbers = numbers
+        self._numbers, self.sent = numbers, 0
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 1 and RANK == LAST:
             for count, number in enumerate(self._numbers):
                 time.sleep(SAME_SIGNAL_SECONDS * 1.2 if count else 0)
+                self.sent += 1
                 os.kill(os.getpid(), number)
 
 
@@ -110,18 +113,35 @@ def resumed(numbers, case, path, **arguments):
     return {**at_stop, "codes": of_all_ranks(code), "restored": of_all_ranks(restored), **seen(trainer, callback)}
 
 
-def left_by_signal(case, path):
-    """Nothing catches the exit: what is in `finally` runs."""
+class SignalsLauncher(Asks):
+    """As a scheduler that signals the launcher, which forwards it, and the ranks: the last rank gets it twice."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1 and RANK == LAST:
+            arrived, written_on_arrival = os.pipe2(os.O_NONBLOCK)
+            signal.set_wakeup_fd(written_on_arrival)
+            os.kill(os.getppid(), signal.SIGUSR1)
+            select.select([arrived], [], [], 60)
+            signal.set_wakeup_fd(-1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def left_by_signal(make_callback, case, path):
+    """Nothing catches the exit; what is in `finally` runs."""
+    trainer = trainer_of(case, path, make_callback())
     try:
-        trainer_of(case, path, Signals(signal.SIGTERM)).train()
+        trainer.train()
     finally:
+        left = type(sys.exc_info()[1]).__name__, getattr(sys.exc_info()[1], "code", None), trainer.state.global_step
+        Path(f"{OUT}.{case}-{RANK}").write_text(json.dumps(left))
         dist.barrier()  # the launcher ends the rank that is later
-        Path(f"{OUT}.finally-{RANK}").touch()
 
 
 def signalled_twice(case, path):
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(9))
-    trainer_of(case, path, Signals(signal.SIGTERM, signal.SIGTERM)).train()
+    """The handler from before tells by the exit code which of the signals it got."""
+    callback = Signals(signal.SIGTERM, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(callback.sent))
+    trainer_of(case, path, callback).train()
 
 
 EVALUATES = {"eval_strategy": "steps", "eval_steps": 2}
@@ -139,7 +159,8 @@ CASES = {
     "SIGTERM": partial(resumed, [signal.SIGTERM]),
     "SIGUSR1": partial(resumed, [signal.SIGUSR1], **RARELY_LOGS),
     "SIGTERM_evaluating": partial(resumed, [signal.SIGTERM], **EVALUATES),
-    "left_by_signal": left_by_signal,
+    "left_by_signal": partial(left_by_signal, partial(Signals, signal.SIGTERM)),
+    "launcher_signalled": partial(left_by_signal, SignalsLauncher),
     "signalled_twice": signalled_twice,
 }
 
