@@ -22,6 +22,7 @@ CASES = [
     "saves_at_the_end",
     "evaluates",
     "logs",
+    "random",
     "SIGTERM",
     "SIGUSR1",
     "SIGTERM_evaluating",
@@ -97,6 +98,15 @@ def test_all_ranks_evaluate_what_one_wants_evaluated(runs: dict[str, Run]) -> No
 def test_all_ranks_log_what_one_wants_logged(runs: dict[str, Run]) -> None:
     # Asked for at the end of step 2, reported in step 3, and that logs nothing by itself.
     assert len(run_of(runs, "logs")["logs"]) == 1
+
+
+def test_ranks_that_wish_at_random_do_the_same(runs: dict[str, Run]) -> None:
+    run = run_of(runs, "random")
+    assert run["steps"][0] == run["steps"][1]  # fewer than 40, since some epochs were ended
+    for done in ("saved", "evaluated"):
+        first, second = run[done]
+        assert first == second
+        assert len(first) > 2
 
 
 @pytest.mark.parametrize("case", ["saves", "evaluates", "saves_at_the_end"])

@@ -6,6 +6,7 @@ any other that a signal ends the process does end.
 
 import json
 import os
+import random
 import select
 import signal
 import sys
@@ -53,6 +54,21 @@ class StopsAfterEvaluation(Asks):
     def on_evaluate(self, args, state, control, **kwargs):
         super().on_evaluate(args, state, control, **kwargs)
         control.should_training_stop = True
+
+
+class AsksAtRandom(Asks):
+    """Each rank wishes something else, at some of the events of a step or an epoch."""
+
+    def __init__(self):
+        super().__init__()
+        draws = random.Random(RANK)
+        for event in ("on_epoch_begin", "on_step_begin", "on_optimizer_step", "on_step_end", "on_epoch_end"):
+            setattr(self, event, partial(self._ask_at_random, draws))
+
+    def _ask_at_random(self, draws, args, state, control, **kwargs):
+        if draws.random() < 0.1:
+            switch = draws.choice(["should_save", "should_evaluate", "should_log", "should_epoch_stop"])
+            setattr(control, switch, True)
 
 
 class Signals(Asks):
@@ -156,6 +172,7 @@ CASES = {
     "saves_at_the_end": partial(asked, partial(Asks, "should_save", step=4)),
     "evaluates": partial(asked, partial(Asks, "should_evaluate")),
     "logs": partial(asked, partial(Asks, "should_log"), **RARELY_LOGS),
+    "random": partial(asked, AsksAtRandom, **RARELY_LOGS, max_steps=40),
     "SIGTERM": partial(resumed, [signal.SIGTERM]),
     "SIGUSR1": partial(resumed, [signal.SIGUSR1], **RARELY_LOGS),
     "SIGTERM_evaluating": partial(resumed, [signal.SIGTERM], **EVALUATES),
