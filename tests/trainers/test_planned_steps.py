@@ -25,7 +25,14 @@ PADDING_FREE = {
 }
 # Padded micro-batches are computed as they are.
 PADDED = {"padding_free=no,pieces=1": (4, 0)}
+# The last rank runs out of memory where a batch has more tokens than that. The forwards are those of rank 0: it is told.
+OUT_OF_MEMORY = {
+    "pieces=1,oom=forward,limit=400": 1,
+    "pieces=1,oom=backward,limit=400": 1,
+    "pieces=1,oom=backward,limit=150": 1,
+}
 PACKED = ["packing=yes,pieces=1", "packing=yes,pieces=1,layers=all"]
+TOO_LARGE = "pieces=1,oom=forward,limit=60"
 
 
 def train(cases: list[str], ranks: int, folder: Path, model: Path) -> dict[str, Run]:
@@ -40,7 +47,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
-    cases = [*PADDING_FREE, *PADDED, *PACKED]
+    cases = [*PADDING_FREE, *PADDED, *PACKED, *OUT_OF_MEMORY, TOO_LARGE]
     return train(cases, 2, tmp_path_factory.mktemp("two"), tiny_model)
 
 
@@ -53,6 +60,7 @@ def test_two_ranks_follow_one(case: str, one_rank: dict[str, Run], two_ranks: di
     assert run["between_ranks"] == 0.0
     forwards, kept = {**PADDING_FREE, **PADDED}[case]
     assert run["forwards"] == [forwards] * 3
+    assert run["reductions"] == 3, "one a step, in however many pieces"
     assert (run["kept"], run["checkpointed afterwards"]) == (kept, 2)
 
 
@@ -63,6 +71,27 @@ def test_packed_rows_of_a_short_last_step_follow_one_rank(
 ) -> None:
     assert_follows(two_ranks[case], one_rank[KEEP_PACKED])
     assert_same_weights(two_ranks[case], one_rank[KEEP_PACKED])
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", OUT_OF_MEMORY)
+def test_a_rank_that_runs_out_of_memory_computes_smaller_pieces_and_all_follow(
+    case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]
+) -> None:
+    run = two_ranks[case]
+    assert_follows(run, one_rank[KEEP])
+    assert_same_weights(run, one_rank[KEEP])
+    assert run["between_ranks"] == 0.0
+    first, *later = run["forwards"]
+    assert first == OUT_OF_MEMORY[case], "this rank had the memory"
+    assert later[0] == 2, "from the next step on all ranks make more pieces"
+
+
+@pytest.mark.gloo
+def test_a_row_that_does_not_fit_alone_is_named_on_every_rank(two_ranks: dict[str, Run]) -> None:
+    error = two_ranks[TOO_LARGE]["error"]
+    assert error.startswith("PeerError: Rank 1 failed"), "this is what rank 0 says"
+    assert "tokens does not fit into memory by itself on rank 1. Lower `max_length`" in error
 
 
 @pytest.mark.gloo

@@ -16,7 +16,7 @@ generated_trainers.load()
 from unsloth_accel import StepPlan, UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import counting_tokenizer
 import torch
-from cases import COMPARABLE, SGD, WORLD_SIZE, between_ranks, report, steps_logged
+from cases import COMPARABLE, RANK, SGD, WORLD_SIZE, between_ranks, report, steps_logged
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -53,6 +53,27 @@ class Forwards(TrainerCallback):
         self.substeps += 1
 
 
+class RunsOutOfMemory:
+    """What a card too small for more than `limit` tokens does, in the forward or the backward of the first layer."""
+
+    def __init__(self, model, phase, limit):
+        self.limit, self.tokens = limit, 0
+        model.register_forward_pre_hook(self.see, with_kwargs=True)
+        if phase == "forward":
+            layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+            layers[-1].register_forward_pre_hook(self.refuse)
+        else:
+            first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+            first.register_hook(self.refuse)
+
+    def see(self, model, args, kwargs):
+        self.tokens = kwargs["input_ids"].shape[1]
+
+    def refuse(self, *_):
+        if self.tokens > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 def plan_of(case):
     if case.get("plan") == "keep":
         return "keep"
@@ -70,6 +91,8 @@ def train(path, folder, case):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
     forwards = Forwards(model)
+    if "oom" in case and RANK == WORLD_SIZE - 1:
+        RunsOutOfMemory(model, case["oom"], int(case["limit"]))
     arguments = {**COMPARABLE, **SGD, "bf16": False, "max_steps": STEPS, "max_length": 512}
     arguments |= {"per_device_train_batch_size": GLOBAL_BATCH // WORLD_SIZE // accumulation}
     arguments |= {"gradient_accumulation_steps": accumulation, "gradient_checkpointing": True}
@@ -95,6 +118,7 @@ def train(path, folder, case):
         "checkpointed afterwards": sum(layer.gradient_checkpointing for layer in layers),
         "tokens": [[one.values["tokens"] for one in step] for step in trainer.step_reports],
         "tokens seen": trainer.state.num_input_tokens_seen,
+        "reductions": 0 if trainer._run is None else trainer._run.begun,
     }
 
 

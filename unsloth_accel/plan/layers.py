@@ -5,6 +5,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..patching import Undo, replace_attribute, undo_all
+from .out_of_memory import reset_unsloth_checkpointing
 
 
 # What transformers' GradientCheckpointingLayer, which Unsloth's layers are, looks at in each forward.
@@ -27,6 +28,8 @@ def keep_layers(model: nn.Module, count: int | Literal["all"]) -> tuple[int, Und
     kept = len(layers) if count == "all" else min(count, len(layers))
     chosen = [layers[(index + 1) * len(layers) // kept - 1] for index in range(kept)]
     undos = [replace_attribute(layer, _FLAG, False) for layer in chosen]
+    if kept:
+        reset_unsloth_checkpointing()
     return kept, lambda: undo_all(undos)
 
 

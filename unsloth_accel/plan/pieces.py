@@ -70,3 +70,29 @@ def _cuts(batches: Sequence[Batch], pieces: int) -> list[int]:
         if left_to_cut and (reached * pieces >= len(cuts) * total or batches_left == left_to_cut):
             cuts.append(index)
     return [*cuts, len(batches)]
+
+
+def halve(piece: Batch) -> list[dict[str, Tensor]]:
+    """Cuts a padding-free batch between two documents, about in its middle; one document alone stays as it is.
+
+    Waits for the device, which knows where the documents begin.
+
+    Args:
+        piece (`Mapping[str, torch.Tensor]`): A batch of shape `[1, tokens]`.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: Two batches, or one.
+    """
+    tokens = piece["input_ids"].shape[1]
+    starts = [start for start in (piece["position_ids"][0] == 0).nonzero()[:, 0].tolist() if 0 < start < tokens]
+    if not starts:
+        return [dict(piece)]
+    cut = min(starts, key=lambda start: abs(2 * start - tokens))
+    documents = starts.index(cut) + 1
+    return [_part(piece, slice(0, cut), slice(0, documents)), _part(piece, slice(cut, None), slice(documents, None))]
+
+
+def _part(piece: Batch, tokens: slice, documents: slice) -> dict[str, Tensor]:
+    return {
+        name: value[documents] if name == "packed_seq_lengths" else value[:, tokens] for name, value in piece.items()
+    }

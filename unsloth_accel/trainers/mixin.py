@@ -228,9 +228,10 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As in transformers; where the loss did not run through the wrapped model, gradients are averaged here."""
         loss = super().training_step(*args, **kwargs)
+        run = self._run
         # Unsloth's GRPO runs the model without DDP around it.
-        if self._run is not None and self.accelerator.sync_gradients and self._run.has_local_gradients:
-            self._run.reduce()
+        if run is not None and run.has_local_gradients and run.ddp.require_backward_grad_sync:
+            run.reduce()
         return loss
 
     def _settle_step(self) -> None:

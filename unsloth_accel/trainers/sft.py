@@ -77,6 +77,9 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self._planned is not None:
             self._undo_layers = self._planned.keep_layers()
+            run = self._run
+            alone = self.accelerator.num_processes == 1
+            self._planned.reduce_with(run.reduce if run and run.deferred else (lambda: None) if alone else None)
         return prepared
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -103,6 +106,8 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         yield from super()._step_members()
         self._sft_metrics = SFTMetrics(self, self.args.gradient_accumulation_steps)
         yield self._sft_metrics
+        if self._planned is not None:
+            yield self._planned
 
     def _begin_step(self, batches: list[Any]) -> None:
         super()._begin_step(batches)
@@ -124,7 +129,8 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         """As in TRL, but while training its metrics are not gathered from the other ranks."""
         metrics = self._sft_metrics
         stays_local = self._run is not None and model.training and self.compute_loss_func is None
-        if metrics is None or not stays_local or metrics.is_full:
+        # What is computed again after an error is noted again, so with a plan a step may have more than its slots.
+        if metrics is None or not stays_local or (metrics.is_full and self._planned is None):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         counted = self._total_train_tokens
         with self._metrics_stay_local():

@@ -49,7 +49,7 @@ class SFTMetrics:
         """Keeps what TRL has just logged, if this backend of Unsloth logs it, and the tokens it counted."""
         self._tokens += tokens
         logged = self._trainer._metrics["train"]
-        if labels is not None and any(name in logged for name in _METRICS):
+        if labels is not None and not self.is_full and any(name in logged for name in _METRICS):
             metrics = {name: logged[name][-1] for name in _METRICS if name in logged}
             self._noted.append({"labelled": float((labels[..., 1:] != -100).sum()), **metrics})
 
