@@ -93,7 +93,7 @@ class AgreedStop:
 
     # The end of a step, and of an epoch
 
-    def act(self, act: Callable[[], None], settle: Callable[[], None]) -> None:
+    def act_together(self, act: Callable[[], None], settle: Callable[[], None]) -> None:
         """Lets all ranks agree on what `act` does, and again on what a callback wished in it, as early stopping does.
 
         Args:

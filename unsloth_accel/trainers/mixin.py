@@ -191,7 +191,9 @@ class UnslothAcceleratedTrainerMixin(_Base):
             raise  # the others know already
         except Exception:
             if self._run is not None:
-                self._run.fail(joins=self._run.begun == self._computing_since and self._micro_batches_are_local())
+                self._run.fail(
+                    joins=self._run.reductions_begun == self._computing_since and self._micro_batches_are_local()
+                )
             raise
         finally:
             if self._run is not None:
@@ -223,7 +225,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """Nothing of the step before is left for this one."""
         assert self._run is not None, "a step of ours"
         self._tokens.begin_step(batches)
-        self._computing_since = self._run.begun
+        self._computing_since = self._run.reductions_begun
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As in transformers; where the loss did not run through the wrapped model, gradients are averaged here."""
@@ -246,7 +248,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         if self._agreed_stop is None:
             act()
         else:
-            self._agreed_stop.act(act, self._settle_step)
+            self._agreed_stop.act_together(act, self._settle_step)
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers."""
