@@ -9,6 +9,9 @@ from ..ranks.logging import log_once
 from .manifest import MANIFEST_NAME, find_damage
 
 
+# What transformers and PEFT write, https://github.com/huggingface/transformers/blob/main/src/transformers/trainer.py
+_STATE = "trainer_state.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 _FOLDER = re.compile(r"checkpoint-(\d+)(\.incomplete)?")
 
 
@@ -47,29 +50,24 @@ def _why_not(folder: Path, with_optimizer: bool) -> str | None:
 
 def _find_gap(folder: Path, with_optimizer: bool) -> str | None:
     """What a checkpoint of stock transformers lacks: there is nothing to compare its bytes with."""
-    from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-
-    training = (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state*.pth") if with_optimizer else ()
-    for name in (TRAINER_STATE_NAME, *training):
+    training = ("optimizer.pt", "scheduler.pt", "rng_state*.pth") if with_optimizer else ()
+    for name in (_STATE, *training):
         if not any(folder.glob(name)):
             return f"it has no {name}"
     try:
-        json.loads((folder / TRAINER_STATE_NAME).read_text())
+        json.loads((folder / _STATE).read_text())
     except ValueError as error:  # no JSON, or no text
-        return f"{TRAINER_STATE_NAME} cannot be read: {error}"
+        return f"{_STATE} cannot be read: {error}"
     return _find_gap_in_weights(folder)
 
 
 def _find_gap_in_weights(folder: Path) -> str | None:
-    from transformers import utils
-
-    whole = (utils.SAFE_WEIGHTS_NAME, utils.WEIGHTS_NAME, utils.ADAPTER_SAFE_WEIGHTS_NAME, utils.ADAPTER_WEIGHTS_NAME)
     # An adapter with a name of its own lies one folder deeper.
-    if any(any(folder.glob(name)) or any(folder.glob(f"*/{name}")) for name in whole):
+    if any(any(folder.glob(name)) or any(folder.glob(f"*/{name}")) for name in _WEIGHTS):
         return None
-    for index in (utils.SAFE_WEIGHTS_INDEX_NAME, utils.WEIGHTS_INDEX_NAME):
-        if (folder / index).is_file():
-            shards = set(json.loads((folder / index).read_text())["weight_map"].values())
-            missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-            return f"{missing[0]} is missing" if missing else None
-    return "it has no weights"
+    indices = [folder / f"{name}.index.json" for name in _WEIGHTS if (folder / f"{name}.index.json").is_file()]
+    if not indices:
+        return "it has no weights"
+    shards = set(json.loads(indices[0].read_text())["weight_map"].values())
+    missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+    return f"{missing[0]} is missing" if missing else None
