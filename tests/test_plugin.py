@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from unsloth_accel import ConfigurationError, MultiGPUConfig, UnslothAcceleratorPlugin
+from unsloth_accel import ConfigurationError, MultiGPUConfig, StepPlan, UnslothAcceleratorPlugin
 from unsloth_accel.drop_in.config import FIELDS as MULTI_GPU_FIELDS
 from unsloth_accel.plugin import MULTI_GPU_FIELDS as MULTI_GPU_VARIABLES
 from unsloth_accel.plugin import PLUGIN_FIELDS
@@ -18,10 +18,13 @@ FIELDS = [
     ("find_unused_parameters", None, False, "true", True),
     ("static_graph", None, True, "0", False),
     ("gradient_as_bucket_view", None, True, "No", False),
+    ("plan", "keep", StepPlan(pieces=1), "keep", "keep"),
 ]
 CHOICES = {
     "gradient_sync": ["'auto'", "'deferred'", "'overlapped'"],
     "comm_hook": ["'no'", "'bf16'", "'fp16'"],
+    "plan": ["'keep'"],
+    "resume": ["'auto'"],
 }
 
 
@@ -36,7 +39,14 @@ def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_field_is_tested_here() -> None:
-    assert set(PLUGIN_FIELDS) == {field for field, *_ in FIELDS}
+    assert set(PLUGIN_FIELDS) == {"resume", *(field for field, *_ in FIELDS)}
+
+
+def test_resume_is_asked_for_by_the_argument_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert UnslothAcceleratorPlugin().resume is None
+    assert UnslothAcceleratorPlugin(resume="auto").resume == "auto"
+    monkeypatch.setenv(variable("resume"), "auto")
+    assert UnslothAcceleratorPlugin().resume == "auto"
 
 
 @pytest.mark.parametrize(("field", "default", "given", "text", "meant"), FIELDS)

@@ -18,6 +18,8 @@ PUBLIC_NAMES = [
     "MultiGPUHandle",
     "MultiGPUStatus",
     "PeerError",
+    "RankReport",
+    "StepPlan",
     "UnslothAccelError",
     "UnslothAcceleratedSFTTrainer",
     "UnslothAcceleratedTrainerMixin",

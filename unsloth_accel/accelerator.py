@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .ddp.ignored import ignored_by_ddp
 from .ddp.mode import (
@@ -21,7 +20,7 @@ from .ddp.mode import (
 from .ddp.policy import configure_ddp, log_policy
 from .ddp.prepare import find_ddp, forget_preparation
 from .ddp.run import DataParallelRun
-from .errors import PeerError
+from .errors import GradientSyncError, PeerError
 from .fixes import AppliedFixes, apply_fixes, apply_loading_fixes
 from .plugin import UnslothAcceleratorPlugin
 from .ranks.environment import is_distributed
@@ -94,8 +93,14 @@ class UnslothAccelerator(Accelerator):
         forget_preparation(model)
         with ignored_by_ddp(model):
             prepared = super().prepare_model(model, device_placement, evaluation_mode)
-        if isinstance(prepared, DistributedDataParallel):
-            self._runs.append(DataParallelRun(prepared, deferred=choice.mode == "deferred"))
+        ddp = find_ddp(prepared)
+        if ddp is None:
+            raise GradientSyncError(
+                f"Accelerate returned the {type(model).__name__} without DistributedDataParallel around it: its "
+                "gradients would stay those of each rank. Prepare the model itself, once."
+            )
+        if not choice.compiled:
+            self._runs.append(DataParallelRun(ddp, deferred=choice.mode == "deferred"))
         return prepared
 
     def _is_in_charge_of(self, model: nn.Module) -> bool:
@@ -111,7 +116,7 @@ class UnslothAccelerator(Accelerator):
 
         Gather metrics outside the block: a rank that waits in a gather inside it does not hear of the error.
         """
-        begun = [run.begun for run in self._runs]
+        begun = [run.reductions_begun for run in self._runs]
         try:
             with super().accumulate(*models):
                 yield
@@ -119,7 +124,7 @@ class UnslothAccelerator(Accelerator):
             raise  # the others know already
         except Exception:
             # With several models nobody knows in whose reduction the others wait: this rank leaves at once.
-            joins = len(self._runs) == 1 and [run.begun for run in self._runs] == begun
+            joins = len(self._runs) == 1 and [run.reductions_begun for run in self._runs] == begun
             for run in self._runs:
                 run.fail(joins=joins)
             raise

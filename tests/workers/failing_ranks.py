@@ -68,7 +68,10 @@ def in_forward():
     moved = (weights(model) - before).abs().max().item()
     saved = outcome(lambda: torch.save(model.module.state_dict(), "weights.pt"))
     nested = outcome(lambda: model.module[2].state_dict())
-    return {**found, "moved": moved, "saved": saved, "nested": nested}
+    if RANK != LAST:
+        model.module.load_state_dict({name: torch.zeros_like(p) for name, p in model.module.named_parameters()})
+    again = outcome(model.module.state_dict)
+    return {**found, "moved": moved, "saved": saved, "nested": nested, "again": again}
 
 
 def with_two_models():

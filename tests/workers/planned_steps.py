@@ -118,7 +118,7 @@ def train(path, folder, case):
         "checkpointed afterwards": sum(layer.gradient_checkpointing for layer in layers),
         "tokens": [[one.values["tokens"] for one in step] for step in trainer.step_reports],
         "tokens seen": trainer.state.num_input_tokens_seen,
-        "reductions": 0 if trainer._run is None else trainer._run.begun,
+        "reductions": 0 if trainer._run is None else trainer._run.reductions_begun,
     }
 
 

@@ -42,7 +42,7 @@ def parallel_mode(model: Any = None) -> str | None:
     for variable, mode in _SWITCHES.items():
         if os.environ.get(variable, "0").lower() not in ("", "0", "false", "no"):
             return mode
-    if int(os.environ.get("UNSLOTH_TP_SIZE", "1") or "1") > 1:
+    if os.environ.get("UNSLOTH_TP_SIZE", "1") not in ("", "0", "1"):
         return "Unsloth's tensor parallelism"
     if model is None:
         return None

@@ -55,7 +55,7 @@ class DataParallelRun:
 
     def __init__(self, ddp: DistributedDataParallel, *, deferred: bool, members: Sequence[StepMember] = ()) -> None:
         self.ddp, self.deferred = ddp, deferred
-        self.begun = 0  # reductions so far, the one that runs included
+        self.reductions_begun = 0  # reductions so far, the one that runs included
         self._number = next(_runs)
         self.step_reports: deque[list[RankReport]] = deque(maxlen=KEPT_STEPS)
         self._group, self._members = ddp.process_group, tuple(members)
@@ -96,7 +96,7 @@ class DataParallelRun:
             self.settle()
         else:  # a second backward in the same step, as of FGM: its reports take the place of the first's
             self._receive()
-        self.begun += 1
+        self.reductions_begun += 1
         self._refresh()
         try:
             self._exchange_step()
@@ -198,7 +198,9 @@ class DataParallelRun:
 
     def _agree_on(self, what: str, mine: list[str]) -> None:
         """Raises on every rank if one has something else, or does not come: what it trains has not changed."""
-        every = gather_values(f"{what} in run {self._number}, reduction {self.begun}", mine, AGREEMENT_SECONDS)
+        every = gather_values(
+            f"{what} in run {self._number}, reduction {self.reductions_begun}", mine, AGREEMENT_SECONDS
+        )
         for rank, theirs in enumerate(every):
             if theirs != every[0]:
                 only = sorted(set(theirs) ^ set(every[0])) or ["the order"]
@@ -225,13 +227,13 @@ def _raise_for_difference(ranks: Sequence[RankReport]) -> None:
     differing = [str(rank) for rank, value in enumerate(sums) if value != sums[0]]
     if differing:
         raise GradientSyncError(
-            f"Rank {', '.join(differing)} holds other weights than rank 0 since the last optimizer step. Something "
+            f"The weights of rank {', '.join(differing)} are not those of rank 0 since the last step. Something "
             "changed them on one rank alone, or a gradient was not that of all ranks: go back to the last checkpoint."
         )
 
 
 def refuse_saving(module: nn.Module, reason: str) -> None:
-    """Makes every way to save `module` raise, since each of them asks for its `state_dict`.
+    """Makes every way to save `module` raise, since each asks for its `state_dict`, until other weights are loaded.
 
     Args:
         module (`nn.Module`): The model, not wrapped.
@@ -241,5 +243,9 @@ def refuse_saving(module: nn.Module, reason: str) -> None:
     def refuse(*_: Any) -> NoReturn:
         raise PeerError(f"{reason}. They cannot be saved; go back to the last checkpoint.")
 
-    for part in module.modules():
-        part.register_state_dict_pre_hook(refuse)
+    def allow(*_: Any) -> None:
+        for handle in handles:
+            handle.remove()
+
+    handles = [part.register_state_dict_pre_hook(refuse) for part in module.modules()]
+    handles.append(module.register_load_state_dict_post_hook(allow))

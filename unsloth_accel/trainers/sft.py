@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..ddp.reports import StepMember
 from ..fixes import apply_loading_fixes
 from ..imports import load_unsloth
-from ..patching import Undo
+from ..patching import Undo, replace_attribute
 from ..ranks.logging import log_once
 from ..step_plan import StepPlan
 from .mixin import UnslothAcceleratedTrainerMixin
@@ -140,8 +140,8 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
 
     @contextmanager
     def _metrics_stay_local(self) -> Iterator[None]:
-        self.accelerator.gather_for_metrics = lambda value, *_, **__: value
+        undo = replace_attribute(self.accelerator, "gather_for_metrics", lambda value, *_, **__: value)
         try:
             yield
         finally:
-            del self.accelerator.gather_for_metrics
+            undo()
