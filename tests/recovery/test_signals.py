@@ -2,12 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from subprocess import PIPE
 
 import pytest
 
+from harness import ROOT
 from unsloth_accel.recovery.signals import STOP_SIGNALS, StopSignals
 
 
@@ -73,3 +77,31 @@ def test_a_forked_process_is_still_ended_by_sigterm() -> None:
         _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGTERM
+
+
+# A wait in C++ that no signal interrupts, as that in a collective.
+STUCK = """
+import datetime, sys
+from torch.distributed import TCPStore
+from unsloth_accel.recovery import stuck
+from unsloth_accel.recovery.signals import StopSignals
+stuck.STUCK_SECONDS = 1.0
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+with StopSignals():
+    print("ready", flush=True)
+    store.wait(["what nobody sets"], datetime.timedelta(seconds=300))
+"""
+
+
+def test_a_process_that_is_stuck_in_a_collective_leaves_when_it_is_asked_to() -> None:
+    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    environment = {name: value for name, value in os.environ.items() if name not in ranks}
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK], cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "rank 0 was asked to stop (SIGTERM) while it waits in a call that does not end" in said
