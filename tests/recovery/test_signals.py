@@ -11,7 +11,7 @@ from subprocess import PIPE
 
 import pytest
 
-from harness import ROOT
+from harness import ROOT, free_port
 from unsloth_accel.recovery.signals import STOP_SIGNALS, StopSignals
 
 
@@ -68,40 +68,57 @@ def test_in_another_thread_nothing_is_installed(arrived: list[int]) -> None:
 
 
 def test_a_forked_process_is_still_ended_by_sigterm() -> None:
-    with StopSignals():
+    reader, writer = os.pipe()
+    with StopSignals() as stop:
         child = os.fork()
         if child == 0:
+            os.write(writer, b"!")
             time.sleep(60)
             os._exit(0)
+        os.read(reader, 1)  # Python drops a signal that comes while it forks
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
+        assert stop.received is None, "it was not for this process"
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGTERM
 
 
-# A wait in C++ that no signal interrupts, as that in a collective.
+# A wait in C++ that no signal interrupts, as that in a collective. Rank 1 is said to have failed, or not.
 STUCK = """
 import datetime, sys
 from torch.distributed import TCPStore
-from unsloth_accel.recovery import stuck
+from unsloth_accel.ranks.store import connect
 from unsloth_accel.recovery.signals import StopSignals
-stuck.STUCK_SECONDS = 1.0
+if sys.argv[1] == "failed":
+    connect().set("error/1", "what happened there")
 store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-with StopSignals():
+with StopSignals() as stop:
     print("ready", flush=True)
-    store.wait(["what nobody sets"], datetime.timedelta(seconds=300))
+    try:
+        store.wait(["what nobody sets"], datetime.timedelta(seconds=20 if sys.argv[1] == "lives" else 300))
+    except Exception:
+        sys.stdout.flush()  # Python comes to the handler when it calls something
+        print("received", stop.received.name, flush=True)
+sys.stdout.flush()
+import os
+os._exit(0)
 """
 
 
-def test_a_process_that_is_stuck_in_a_collective_leaves_when_it_is_asked_to() -> None:
-    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    environment = {name: value for name, value in os.environ.items() if name not in ranks}
+@pytest.mark.parametrize(("peer", "code"), [("failed", 128 + signal.SIGTERM), ("lives", 0)])
+def test_a_process_that_waits_for_a_failed_rank_leaves_when_it_is_asked_to(peer: str, code: int) -> None:
+    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     process = subprocess.Popen(
-        [sys.executable, "-c", STUCK], cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=PIPE
+        [sys.executable, "-c", STUCK, peer], cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=PIPE
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
+    time.sleep(3)  # what it does next takes microseconds, and then it is inside the wait
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "rank 0 was asked to stop (SIGTERM) while it waits in a call that does not end" in said
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    if peer == "failed":
+        assert "rank 0 was asked to stop (SIGTERM) while it waits for rank 1, which has failed" in said
+    else:
+        assert out == "received SIGTERM\n", "it is noted, and the wait goes on"
