@@ -174,13 +174,12 @@ class PlannedSteps:
 
 def _at_least(count: int, pieces: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Cuts the longest pieces, where there are fewer than `count`, which micro-batches that are too large need."""
-    while len(pieces) < count:
-        longest = max(range(len(pieces)), key=lambda index: pieces[index]["input_ids"].shape[1])
-        halves = halve(pieces[longest])
-        if len(halves) == 1:
-            break
-        pieces[longest : longest + 1] = halves
-    return pieces
+    whole: list[dict[str, Tensor]] = []  # single documents
+    while pieces and len(whole) + len(pieces) < count:
+        pieces.sort(key=lambda piece: piece["input_ids"].shape[1])
+        halves = halve(pieces.pop())
+        (pieces if len(halves) > 1 else whole).extend(halves)
+    return [*whole, *pieces]
 
 
 def _describe(batch: Any) -> str:
