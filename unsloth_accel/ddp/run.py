@@ -64,7 +64,7 @@ class DataParallelRun:
         self._device = self._trained.parameters[0].device
         columns = [column for member in self._members for column in member.columns]
         self._names = {id(p): name for name, p in ddp.module.named_parameters()}
-        self._agree_on("what is trained", self._trained_names())
+        self._agree_on("what is trained", self._names_of(self._trained.parameters))
         self._agree_on("what is reported", columns)
         self._reduction = GradientReduction(self._trained, self._group)
         self._exchange = ReportExchange(columns, self._group, self._device)
@@ -110,25 +110,26 @@ class DataParallelRun:
         checksum = self._checksum.compute(self._trained.chunks)
         self._stopwatch.start()
         missing = self._reduction.average() if self.deferred else []
-        self._send(presence, checksum)
+        sent = self._send(presence, checksum)
         if missing:
-            somewhere = self._sent_reports().presence()
+            somewhere = sent.presence()
             self._reduction.forget([index for index in missing if not somewhere[index]])
 
     def _refresh(self) -> None:
         """Takes in layers that were frozen or unfrozen since the last step, which every rank must have done."""
-        before = set(self._trained_names())
+        before = self._trained.parameters
         if self._trained.refresh():
-            changed = sorted(before.symmetric_difference(self._trained_names()))
+            now = self._names_of(self._trained.parameters)
+            changed = sorted(set(now).symmetric_difference(self._names_of(before)))
             try:
-                self._agree_on("what is trained", self._trained_names())
+                self._agree_on("what is trained", now)
             except PeerError as late:
                 raise ConfigurationError(
                     f"This rank has changed `requires_grad` of {changed[0]} ({len(changed)} parameters in all), and "
                     f"not every rank has: {late} Freeze and unfreeze on all ranks."
                 ) from late
 
-    def _send(self, presence: Sequence[bool], checksum: Tensor | None) -> None:
+    def _send(self, presence: Sequence[bool], checksum: Tensor | None) -> SentReports:
         values: dict[str, float | Tensor] = {}
         for member in self._members:
             values.update(member.report())
@@ -137,8 +138,9 @@ class DataParallelRun:
             tensors["weights_checksum"] = checksum
         numbers = {name: float(value) for name, value in values.items() if not isinstance(value, Tensor)}
         report = RankReport(False, self._waited, self._peak_memory_gib(), 0.0, numbers)
-        self._sent = self._exchange.send(presence, report, tensors)
+        self._sent = sent = self._exchange.send(presence, report, tensors)
         self._stopwatch.stop()
+        return sent
 
     def settle(self) -> None:
         """Takes in what every rank said in the last reduction; does nothing where that was done.
@@ -179,10 +181,6 @@ class DataParallelRun:
             if self._reduction.join_as_failed(deadline):
                 self._exchange.send_failure(len(self._trained.parameters), deadline)
 
-    def _sent_reports(self) -> SentReports:
-        assert self._sent is not None, "sent in this reduction"
-        return self._sent
-
     def _raise_for_failure(self, ranks: Sequence[RankReport]) -> None:
         failed = [rank for rank, report in enumerate(ranks) if report.failed]
         if not failed:
@@ -193,8 +191,8 @@ class DataParallelRun:
             text += "\nThe weights hold that step's update, so they cannot be saved: the last checkpoint is the state."
         raise PeerError(text)
 
-    def _trained_names(self) -> list[str]:
-        return [f"{self._names[id(p)]} {tuple(p.shape)} {p.dtype}" for p in self._trained.parameters]
+    def _names_of(self, parameters: Sequence[nn.Parameter]) -> list[str]:
+        return [f"{self._names[id(p)]} {tuple(p.shape)} {p.dtype}" for p in parameters]
 
     def _agree_on(self, what: str, mine: list[str]) -> None:
         """Raises on every rank if one has something else, or does not come: what it trains has not changed."""
