@@ -1,5 +1,6 @@
 """Tiers, seeds, and the checks that keep one test from changing the next."""
 
+import importlib
 import os
 import random
 import subprocess
@@ -95,6 +96,16 @@ def fresh_accelerate_state() -> Iterator[None]:
     yield
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def model_libraries() -> None:
+    """Imported with the first test that needs them, and not with its module: in other tiers Unsloth comes first.
+
+    Before the environment of a test is compared, because they write to it.
+    """
+    importlib.import_module("peft")
+    importlib.import_module("trl.trainer.sft_trainer")
 
 
 @pytest.fixture(scope="session")
