@@ -17,10 +17,10 @@ from unsloth_accel import UnslothAccelerator  # isort: skip
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
-from random_llama import SHAPES, config
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM
 
+from unsloth_accel.bench.random_llama import SHAPES, config
 from unsloth_accel.ddp.ignored import ignored_by_ddp
 
 

@@ -3,13 +3,21 @@
 import json
 from itertools import groupby
 from pathlib import Path
+from statistics import median
+
+from unsloth_accel.bench.table import tables as comparison_tables
 
 
 RESULTS = Path(__file__).parent / "results"
+NOT_RUN = "No results yet."
 
 
 def _read(name: str) -> list[dict]:
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+
+
+def _read_all(pattern: str) -> list[dict]:
+    return [json.loads(line) for file in sorted(RESULTS.glob(pattern)) for line in file.read_text().splitlines()]
 
 
 def _table(head: str, rows: list[list[str]]) -> str:
@@ -141,6 +149,47 @@ def planning() -> str:
     return _table("| ranks x slots x rows | CPU seconds an epoch | ms a step | MiB |", rows)
 
 
+def compared() -> list[dict]:
+    """What `compare.py` measured: the runs of all files `compare_*.jsonl`."""
+    return _read_all("compare_*.jsonl")
+
+
+def comparison() -> str:
+    """A table for each workload."""
+    return comparison_tables(compared()) or NOT_RUN
+
+
+def scaling() -> str:
+    """Real tokens per second and GPU: on one, on several, and the share that is left."""
+    rates: dict[tuple[str, ...], dict[int, float]] = {}
+    keys = ("model", "finetuning", "work", "compiled", "device", "contender")
+    for group, runs in groupby(sorted(compared(), key=_key(*keys, "world_size")), key=_key(*keys, "world_size")):
+        *what, ranks = group
+        rates.setdefault(tuple(what), {})[int(ranks)] = median(run["tokens_per_s"] for run in runs) / int(ranks)
+    rows = []
+    for (model, finetuning, work, compiled, _, contender), by_ranks in rates.items():
+        for ranks in sorted(set(by_ranks) - {1} if 1 in by_ranks else ()):
+            share = f"{100 * by_ranks[ranks] / by_ranks[1]:.1f} %"
+            what = f"{model} {finetuning}, {work}{'' if compiled == 'True' else ', not compiled'}"
+            rows.append([what, contender, f"{by_ranks[1]:,.0f}", f"{ranks}", f"{by_ranks[ranks]:,.0f}", share])
+    head = "| model, work | contender | tokens/s on one GPU | GPUs | tokens/s of each | of one GPU's |"
+    return _table(head, rows) if rows else NOT_RUN
+
+
+def starts() -> str:
+    """Seconds from the launch to the end of the first step."""
+    rows = []
+    for run in _read_all("starts_*.jsonl"):
+        compiled = f"compiled, cache {run['cache']}" if run["compiled"] else "not compiled"
+        what = [run["model"], run["finetuning"], run["contender"], f"{run['world_size']}", compiled]
+        rows.append([*what, f"{run['ready_s'] + run['first_step_s']:.0f}"])
+    return _table("| model | | contender | GPUs | | seconds |", rows) if rows else NOT_RUN
+
+
+def _key(*names: str):
+    return lambda run: tuple(str(run[name]) for name in names)
+
+
 def _family(run: dict) -> tuple[str, str]:
     return run["family"], run["kind"]
 
@@ -157,4 +206,5 @@ def _difference(run: dict, reference: dict) -> float:
 
 if __name__ == "__main__":
     tables = (step_times, packed_attention, matrix, model_families, other_trainers, host_costs, imbalance, planning)
+    tables += (comparison, scaling, starts)
     print(*(table() for table in tables), sep="\n\n")

@@ -1,0 +1,103 @@
+"""Real contenders train the same rows on CPU ranks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import ROOT
+from unsloth_accel import ConfigurationError
+from unsloth_accel.bench.comparison import Comparison
+from unsloth_accel.bench.contenders import CONTENDERS, check
+from unsloth_accel.bench.table import loss_difference
+from unsloth_accel.bench.workload import Workload
+
+
+# Those that can train without a GPU and with padded rows, which is all that Unsloth's CPU backend knows.
+ON_CPU = ["varlen", "plain", "token-balance", "rebalance", "keep", "overlapped"]
+STEPS = 4
+# Relative, of losses with 5 decimals.
+SAME = 1e-5
+
+LOADS = """
+import json, sys
+from unsloth_accel.bench.comparison import Comparison
+from unsloth_accel.bench.models import load
+model, _ = load(sys.argv[1], Comparison(model="tiny", works=(), contenders=()))
+import unsloth_accel.bench.training
+import trl
+adapters = {name: p.double().sum().item() for name, p in model.named_parameters() if "lora" in name}
+print(json.dumps({"imported": [name for name in ("trl", "unsloth") if name in sys.modules], "adapters": adapters}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a model in it."""
+    made = tmp_path_factory.mktemp("compare")
+    subprocess.run([sys.executable, "-m", "unsloth_accel.bench.random_llama", "tiny", "tiny"], cwd=made, check=True)
+    return made
+
+
+def compare(folder: Path, work: str, ranks: int, contenders: list[str]) -> tuple[list[dict[str, Any]], str]:
+    """The results that the script wrote to its file, and what it printed."""
+    out = folder / f"{ranks}.jsonl"
+    settings = ["--cpu", "--rounds", "1", "--warmup", "1", "--tuning", "4", "--steps", str(STEPS - 1), "--seq", "512"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--model", "tiny", *settings, "--work", work]
+    command += ["--nproc", str(ranks), "--out", str(out), "--contenders", *contenders]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in out.read_text().splitlines()], done.stdout
+
+
+@pytest.mark.gloo
+def test_all_contenders_train_the_same_rows_to_the_same_losses(folder: Path) -> None:
+    results, printed = compare(folder, "4x2:lognormal:padded", 2, ON_CPU)
+    assert [one["contender"] for one in results] == ON_CPU
+    reference = results[0]
+    for one in results:
+        assert len(one["loss"]) == STEPS
+        assert loss_difference([one], [reference]) < SAME
+        assert one["tokens"] == reference["tokens"]
+        assert one["world_size"] == 2
+        assert one["imbalance"] >= 1
+        assert f"| {one['contender']} | " in printed
+    # It deals the rows in another way, and they are the same.
+    assert next(one for one in results if one["contender"] == "rebalance")["imbalance"] != reference["imbalance"]
+    alone, _ = compare(folder, "8x2:lognormal:padded", 1, ["varlen", "keep"])
+    assert all(loss_difference([one], [reference]) < SAME for one in alone)
+    assert all(one["tokens"] == reference["tokens"] and one["imbalance"] == 1 for one in alone)
+    # What another row in a step would change is far more than that.
+    assert max(reference["loss"]) - min(reference["loss"]) > 10 * SAME * max(reference["loss"])
+
+
+@pytest.mark.cpu
+def test_trl_is_loaded_without_unsloth_and_begins_with_the_same_adapters(folder: Path) -> None:
+    found = {}
+    for library in ("trl", "unsloth"):
+        done = subprocess.run(
+            [sys.executable, "-c", LOADS, library], cwd=folder, capture_output=True, text=True, timeout=180
+        )
+        assert done.returncode == 0, done.stderr
+        found[library] = json.loads(done.stdout.splitlines()[-1])
+    assert found["trl"]["imported"] == ["trl"]
+    assert found["unsloth"]["imported"] == ["trl", "unsloth"]
+    assert found["trl"]["adapters"] == found["unsloth"]["adapters"]
+
+
+def test_what_cannot_train_here_is_said_before_anything_starts() -> None:
+    with pytest.raises(ConfigurationError, match="'trl', but TRL's loss needs a GPU"):
+        check(["varlen", "trl"], on_cpu=True)
+    check([name for name in CONTENDERS if name != "auto"], on_cpu=False)
+    with pytest.raises(ConfigurationError, match="got 'nemo'"):
+        check(["nemo"], on_cpu=False)
+
+
+def test_a_comparison_that_compares_nothing_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="`warmup` must be 1 or more, got 0"):
+        Comparison(model="tiny", works=(), contenders=(), warmup=0)
+    with pytest.raises(ConfigurationError, match="'rebalance'"):
+        Comparison(model="tiny", works=(Workload.parse("1x1:fixed:packed"),), contenders=("rebalance",))

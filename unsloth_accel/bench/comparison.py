@@ -1,0 +1,46 @@
+"""What a comparison consists of."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import ConfigurationError
+from .workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One model, several workloads, several contenders.
+
+    Args:
+        model (`str`): The folder of a model and its tokenizer.
+        finetuning (`str`, *optional*, defaults to `"lora"`): `"lora"`, `"qlora"` or `"full"`.
+        lora_rank (`int`, *optional*, defaults to 16): The rank of the adapters, on all linear layers.
+        works (`tuple[Workload, ...]`): The rows; each is a table of its own.
+        contenders (`tuple[str, ...]`): Keys of `CONTENDERS`.
+        rounds (`int`, *optional*, defaults to 3): How often each trains each workload, from the same weights.
+        warmup (`int`, *optional*, defaults to 4): Optimizer steps of a run before the clock starts.
+        steps (`int`, *optional*, defaults to 12): Optimizer steps of a run that are timed.
+        tuning (`int`, *optional*, defaults to 40): Optimizer steps of the run in which `auto` finds its plan.
+        sequence (`int`, *optional*, defaults to 2048): The most tokens of a row.
+
+    Raises:
+        ConfigurationError: If there are no rounds or no steps of a kind, or a contender cannot train a workload.
+    """
+
+    model: str
+    finetuning: Literal["lora", "qlora", "full"] = "lora"
+    lora_rank: int = 16
+    works: tuple[Workload, ...]
+    contenders: tuple[str, ...]
+    rounds: int = 3
+    warmup: int = 4
+    steps: int = 12
+    tuning: int = 40
+    sequence: int = 2048
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "warmup", "steps", "tuning"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if "rebalance" in self.contenders and any(work.batching == "packed" for work in self.works):
+            raise ConfigurationError("`contenders` has 'rebalance', which would shuffle packed rows into other steps.")

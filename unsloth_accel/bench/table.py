@@ -1,0 +1,108 @@
+"""The results of a comparison as Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from statistics import median
+from typing import Any
+
+
+Result = Mapping[str, Any]
+
+REFERENCE = "varlen"
+# What has to be the same for runs to be comparable; the call, because machines differ from one to the next.
+_WORK = ("model", "finetuning", "lora_rank", "sequence", "work", "world_size", "device", "compiled", "call")
+_COLUMNS = "contender", "ms/step (rounds)", "time over reference (rounds)", "tokens/s", "MFU", "peak GiB", "imbalance"
+
+
+def tables(results: Iterable[Result]) -> str:
+    """A table for each workload, under a line that says what was trained and on what.
+
+    Args:
+        results (`Iterable[Mapping]`): What `compare` returned, or the lines of a result file.
+
+    Returns:
+        `str`: Markdown.
+    """
+    ordered = sorted(results, key=_work)
+    return "\n\n".join(f"{title(runs[0])}:\n\n{table(runs)}" for runs in _by(ordered, _work))
+
+
+def table(results: Sequence[Result]) -> str:
+    """The contenders of one workload, each against the reference: the one of that name, else the first.
+
+    Times and ratios are medians over the rounds; a ratio is taken round by round. Memory and the difference of the
+    loss to the reference's, relative and over all steps, are the largest of all rounds.
+
+    Args:
+        results (`Sequence[Mapping]`): Of one workload.
+
+    Returns:
+        `str`: A Markdown table.
+    """
+    runs = {name: [one for one in results if one["contender"] == name] for name in _names(results)}
+    reference = runs.get(REFERENCE) or next(iter(runs.values()))
+    rows = [[name, *_cells(own, reference)] for name, own in runs.items()]
+    head = [*_COLUMNS, f"loss to {reference[0]['contender']}'s"]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def title(result: Result) -> str:
+    """What was trained and on what, in words."""
+    what = "full" if result["finetuning"] == "full" else f"{result['finetuning']} r={result['lora_rank']}"
+    compiled = "compiled" if result["compiled"] else "not compiled"
+    return f"{result['model']} {what}, {result['work']}, {result['world_size']} x {result['device']}, {compiled}"
+
+
+def ratios(runs: Sequence[Result], reference: Sequence[Result]) -> list[float]:
+    """The time of a step against the reference's in the same round.
+
+    Args:
+        runs (`Sequence[Mapping]`): Of one contender.
+        reference (`Sequence[Mapping]`): Of another one.
+
+    Returns:
+        `list[float]`: One for each round that both have.
+    """
+    theirs = {one["round"]: one["ms"] for one in reference}
+    return [one["ms"] / theirs[one["round"]] for one in runs if one["round"] in theirs]
+
+
+def loss_difference(runs: Sequence[Result], reference: Sequence[Result]) -> float:
+    """The largest relative one of any step and round.
+
+    Args:
+        runs (`Sequence[Mapping]`): Of one contender.
+        reference (`Sequence[Mapping]`): Of another one.
+
+    Returns:
+        `float`: 0 where all losses are the same.
+    """
+    theirs = reference[0]["loss"]
+    pairs = [pair for one in runs for pair in zip(one["loss"], theirs, strict=True)]
+    return max(abs(own - other) / abs(other) for own, other in pairs)
+
+
+def _cells(runs: Sequence[Result], reference: Sequence[Result]) -> list[str]:
+    times, shares = [one["ms"] for one in runs], ratios(runs, reference)
+    mfu = [one["mfu"] for one in runs if one["mfu"] is not None]
+    return [
+        f"{median(times):.0f} ({', '.join(f'{ms:.0f}' for ms in times)})",
+        f"{median(shares):.3f} ({', '.join(f'{share:.3f}' for share in shares)})",
+        f"{median(one['tokens_per_s'] for one in runs):,.0f}",
+        f"{100 * median(mfu):.1f} %" if mfu else "",
+        f"{max(one['peak_gib'] for one in runs):.2f}",
+        f"{median(one['imbalance'] for one in runs):.3f}",
+        f"{loss_difference(runs, reference):.0e}",
+    ]
+
+
+def _names(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(one["contender"] for one in results))
+
+
+def _work(result: Result) -> tuple[str, ...]:
+    return tuple(str(result[key]) for key in _WORK)
+
+
+def _by(ordered: Iterable[Result], key: Any) -> list[list[Result]]:
+    return [list(group) for _, group in groupby(ordered, key)]
