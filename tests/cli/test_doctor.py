@@ -1,54 +1,94 @@
-import argparse
+"""`unsloth-accel doctor` as a user starts it."""
+
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from unsloth_accel.cli import doctor
+from harness import ON_CPU, ROOT
+from packages import plant
 from unsloth_accel.fixes import FIXES
 from unsloth_accel.imports import FLOORS
 
 
-def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    doctor.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["doctor", *arguments])
-    code: int = args.run(args)
-    return code
+THIRD_PARTY = [
+    "accelerate",
+    "cloudpickle",
+    "datasets",
+    "matplotlib",
+    "numpy",
+    "packaging",
+    "peft",
+    "psutil",
+    "pyarrow",
+    "torch",
+    "transformers",
+    "trl",
+    "unsloth",
+    "unsloth_zoo",
+    "yaml",
+]
 
 
-def test_doctor_lists_every_fix_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    run()
-    said = capsys.readouterr().out
+def doctor(folder: Path, *arguments: str, path: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """In an empty folder, without a GPU."""
+    env = os.environ | {**ON_CPU, "HF_HOME": str(folder / "home")}
+    if path is not None:
+        env["PYTHONPATH"] = str(path)
+    command = [sys.executable, "-c", "import sys; from unsloth_accel.cli.main import main; sys.exit(main())", "doctor"]
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    return subprocess.run(
+        [*command, *arguments], cwd=work, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.gloo
+def test_doctor_on_a_machine_without_gpus(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--launch", "--json")
+    said = json.loads(done.stdout)
+    found = {finding["check"]: finding for finding in said["findings"]}
+    assert done.returncode == 0, [finding for finding in said["findings"] if finding["verdict"] == "FAIL"]
+    assert said["healthy"] is True
+    for check in (*FLOORS, "imports", "compiled cache", "launch config", "all-reduce"):
+        assert found[check]["verdict"] == "PASS", found[check]
     for fix in FIXES:
-        verdict = fix.probe(None)
-        assert f"{fix.name}: {'needed' if verdict.needed else 'not needed'} ({verdict.reason})" in said
-    for package in FLOORS:
-        assert package in said
+        assert fix.probe(None).reason in found[f"fix {fix.name}"]["message"]
+    assert found["gpus"]["verdict"] == found["attention"]["verdict"] == "SKIP"
+    assert "2 ranks through `accelerate launch` and gloo" in found["all-reduce"]["message"]
+    assert list((tmp_path / "work").iterdir()) == [], "it leaves nothing behind"
 
 
-def test_doctor_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
-    run("--json")
-    said = json.loads(capsys.readouterr().out)
-    assert [fix["name"] for fix in said["fixes"]] == [fix.name for fix in FIXES]
-    assert said["versions"].keys() == FLOORS.keys()
+@pytest.mark.cpu
+def test_doctor_on_a_broken_installation(tmp_path: Path) -> None:
+    broken = plant(tmp_path / "broken", trl="raise RuntimeError('half of it is missing')")
+    done = doctor(tmp_path, path=broken)
+    assert done.returncode == 1
+    assert "FAIL  import trl             RuntimeError: half of it is missing\n" in done.stdout
+    assert "-> pip install --force-reinstall --no-deps trl" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_doctor_fails_when_a_package_is_below_its_floor(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run() == 0
-    monkeypatch.setitem(FLOORS, "torch", "99.0")
-    assert run() == 1
-    assert "needs >= 99.0" in capsys.readouterr().out
+def test_doctor_where_no_package_can_be_imported(tmp_path: Path) -> None:
+    broken = plant(tmp_path / "broken", **{name: f"raise OSError('{name} is broken')" for name in THIRD_PARTY})
+    done = doctor(tmp_path, path=broken)
+    assert done.returncode == 1
+    assert "FAIL  versions               OSError: packaging is broken\n" in done.stdout
+    assert "FAIL  imports " in done.stdout
+    assert "SKIP  gpus " in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_doctor_does_not_ask_the_fixes_where_a_package_is_missing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(FLOORS, "no-such-package", "1.0")
-    monkeypatch.setitem(sys.modules, "torch", None)  # so that importing it fails
-    assert run() == 1
-    said = capsys.readouterr().out
-    assert "no-such-package not installed" in said
-    assert FIXES[0].name not in said
+@pytest.mark.cpu
+def test_doctor_where_nothing_is_installed(tmp_path: Path) -> None:
+    """An environment of its own: this package, and of the others not even the metadata."""
+    code = f"import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p] + ['{ROOT}']; "
+    code += "from unsloth_accel.cli.main import main; sys.exit(main(['doctor']))"
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "-> pip install packaging" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
-from ..launch.configs import config_names, config_path
 
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ def add_parser(subparsers: "_SubParsersAction[argparse.ArgumentParser]") -> None
 
 def list_configs(args: argparse.Namespace) -> int:
     """Prints each name beside the first comment line of its file."""
+    from ..launch.configs import config_names, config_path
+
     for name in config_names():
         summary = config_path(name).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         print(f"{name:<14} {summary}")
@@ -41,12 +42,16 @@ def list_configs(args: argparse.Namespace) -> int:
 
 def print_path(args: argparse.Namespace) -> int:
     """Prints the path alone, so that a shell can use it."""
+    from ..launch.configs import config_path
+
     print(config_path(args.name))
     return 0
 
 
 def copy_config(args: argparse.Namespace) -> int:
     """Copies the file, and never over one that exists."""
+    from ..launch.configs import config_path
+
     source = config_path(args.name)
     destination: Path = args.destination
     if destination.is_dir():

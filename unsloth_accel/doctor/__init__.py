@@ -1,0 +1,1 @@
+"""What is wrong with this machine and this installation, and the commands that mend it."""
