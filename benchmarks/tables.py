@@ -190,6 +190,33 @@ def _key(*names: str):
     return lambda run: tuple(str(run[name]) for name in names)
 
 
+def faults() -> str:
+    """What a rank met, how the run ended, and how it went on."""
+    rows = []
+    for run in _read("faults_cpu"):
+        if "exit_codes" in run:
+            codes = " ".join(map(str, run["exit_codes"]))
+            seconds = "" if run["seconds"] is None else f"{run['seconds']:.0f}"
+            rows.append([run["fault"], str(run["ranks"]), codes, seconds, str(run["from_step"]), _went_on(run)])
+    head = (
+        "| fault | ranks | exit code of each | seconds until all have ended | goes on from step | largest difference |"
+    )
+    return _table(head, rows)
+
+
+def damaged_checkpoints() -> str:
+    """What was changed between two runs, and how the second one went on."""
+    rows = []
+    for run in _read("faults_cpu"):
+        if "exit_codes" not in run:
+            rows.append([run["fault"], str(run["ranks"]), str(run["from_step"]), _went_on(run)])
+    return _table("| what | ranks | goes on from step | largest difference |", rows)
+
+
+def _went_on(run: dict) -> str:
+    return run["error"].partition(". ")[0] if "error" in run else f"{run['difference']:.0e}"
+
+
 def _family(run: dict) -> tuple[str, str]:
     return run["family"], run["kind"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness import ROOT
+from harness import ROOT, launch, rank_results
 from unsloth_accel import ConfigurationError
 from unsloth_accel.bench.comparison import Comparison
 from unsloth_accel.bench.contenders import CONTENDERS, check
@@ -101,3 +101,17 @@ def test_a_comparison_that_compares_nothing_is_refused() -> None:
         Comparison(model="tiny", works=(), contenders=(), warmup=0)
     with pytest.raises(ConfigurationError, match="'rebalance'"):
         Comparison(model="tiny", works=(Workload.parse("1x1:fixed:packed"),), contenders=("rebalance",))
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("work", ["2x2:lognormal", "2x2:pareto:packed"])
+def test_rows_side_by_side_are_counted_and_trained_alike(folder: Path, tmp_path: Path, work: str) -> None:
+    names = ["plain", "keep", "balanced", "planned"]
+    launch(ROOT / "tests" / "workers" / "padding_free_contenders.py", folder / "tiny", tmp_path / "out", work, *names)
+    first, second = rank_results(tmp_path / "out")
+    assert [first[name]["loss"] for name in names] == [second[name]["loss"] for name in names]
+    for name in names:
+        assert loss_difference([first[name]], [first["plain"]]) < SAME
+        assert first[name]["tokens"] == first["plain"]["tokens"]
+    assert first["keep"]["imbalance"] == first["plain"]["imbalance"]
+    assert first["balanced"]["imbalance"] <= first["plain"]["imbalance"]

@@ -22,6 +22,7 @@ def result(contender: str, round_number: int, ms: float, **more: Any) -> dict[st
         "peak_gib": 8.0,
         "imbalance": 1.2,
         "loss": [12.0, 11.0],
+        "plan": None,
         **more,
     }
 
@@ -51,7 +52,9 @@ def test_without_varlen_the_first_one_is_the_reference() -> None:
 
 
 def test_each_workload_has_a_table_with_its_origin() -> None:
-    page = tables([*RUNS, *({**one, "world_size": 1, "compiled": False} for one in RUNS)])
+    runs = [*RUNS, result("auto", 1, 100.0, plan="1 piece")]
+    page = tables([*runs, *({**one, "world_size": 1, "compiled": False} for one in runs)])
     assert "3b lora r=16, 2x4:lognormal:padding-free, 2 x NVIDIA H100 80GB HBM3, compiled:" in page
     assert "3b lora r=16, 2x4:lognormal:padding-free, 1 x NVIDIA H100 80GB HBM3, not compiled:" in page
     assert page.count("| keep |") == 2
+    assert page.count("`auto` found: 1 piece.") == 2

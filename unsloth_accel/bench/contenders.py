@@ -19,8 +19,8 @@ class Contender:
     Args:
         library (`str`): `"unsloth"`, `"trl"` (with PEFT) or `"liger"` (TRL, PEFT and Liger kernels). Each has
             processes of its own: Unsloth's import changes the others, and so do Liger's kernels.
-        varlen (`bool`): Whether plain Unsloth gets one attention launch per layer, which it has by itself with torch
-            2.12, flash-attn or xformers.
+        varlen (`bool`): Whether Unsloth gets one attention launch per layer, which it has by itself with torch 2.12,
+            flash-attn or xformers. This package sees to that on several ranks; here all ours have it on one, too.
         plugin (`Mapping`, *optional*): The fields of this package's plugin; `None` for all who do without it.
         tunes (`bool`): Whether it first finds a plan in a run that is not timed; those that are then follow that plan.
         environment (`Mapping[str, str]`): What is set while it trains.
@@ -42,13 +42,13 @@ CONTENDERS = {
     "varlen": Contender(varlen=True),
     "token-balance": Contender(varlen=True, environment={"UNSLOTH_TOKEN_BALANCE": "1"}),
     "rebalance": Contender(varlen=True, arguments={"train_sampling_strategy": "batch_rebalance"}),
-    "keep": Contender(plugin={"plan": "keep"}),
-    "auto": Contender(plugin={"plan": "auto"}, tunes=True),
-    "deferred": Contender(plugin={"plan": "keep", "gradient_sync": "deferred"}),
-    "overlapped": Contender(plugin={"plan": "keep", "gradient_sync": "overlapped"}),
-    "balanced": Contender(plugin={"plan": StepPlan()}),
-    "pieces": Contender(plugin={"plan": StepPlan(pieces=1)}),
-    "planned": Contender(plugin={"plan": StepPlan(pieces=1, layers_kept="all")}),
+    "keep": Contender(varlen=True, plugin={"plan": "keep"}),
+    "auto": Contender(varlen=True, plugin={"plan": "auto"}, tunes=True),
+    "deferred": Contender(varlen=True, plugin={"plan": "keep", "gradient_sync": "deferred"}),
+    "overlapped": Contender(varlen=True, plugin={"plan": "keep", "gradient_sync": "overlapped"}),
+    "balanced": Contender(varlen=True, plugin={"plan": StepPlan()}),
+    "pieces": Contender(varlen=True, plugin={"plan": StepPlan(pieces=1)}),
+    "planned": Contender(varlen=True, plugin={"plan": StepPlan(pieces=1, layers_kept="all")}),
     "trl": Contender(library="trl", arguments=_CHECKPOINTING),
     "liger": Contender(library="liger", arguments={**_CHECKPOINTING, "use_liger_kernel": True}),
 }

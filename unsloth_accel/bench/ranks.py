@@ -17,7 +17,7 @@ from ..metrics.flops import TokenFlops
 from ..metrics.peak_flops import peak_flops
 from ..ranks.environment import is_main_process, world_size
 from .comparison import Comparison
-from .contenders import CONTENDERS, Contender
+from .contenders import CONTENDERS, Contender, Library
 from .models import Start, load, precision
 from .workload import Workload
 
@@ -25,8 +25,6 @@ from .workload import Workload
 if TYPE_CHECKING:
     from ..step_plan import StepPlanRecord
     from .training import Run
-
-PACKAGES = ("torch", "transformers", "accelerate", "trl", "peft")
 
 
 def measure(comparison: Comparison, known: dict[str, Any], began: float, out: str | None) -> list[dict[str, Any]]:
@@ -56,7 +54,7 @@ class _Runs:
     """Loads a model and trains it again and again, each time from the same weights."""
 
     def __init__(self, comparison: Comparison) -> None:
-        (library,) = {CONTENDERS[name].library for name in comparison.contenders}
+        (library,) = _libraries(comparison)
         self._comparison = comparison
         self.model, self._tokenizer = load(library, comparison)
         self._start = Start(self.model)
@@ -83,6 +81,10 @@ class _Runs:
         return done
 
 
+def _libraries(comparison: Comparison) -> set[Library]:
+    return {CONTENDERS[name].library for name in comparison.contenders}
+
+
 def _turns(comparison: Comparison) -> Iterator[tuple[Workload, int, str]]:
     for work in comparison.works:
         for round_number in range(1, comparison.rounds + 1):
@@ -106,12 +108,16 @@ def _description(model: Any, comparison: Comparison) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} CPU cores",
         "cuda": torch.version.cuda if on_gpu else None,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in (*PACKAGES, *_imported("unsloth", "liger_kernel"))},
+        "versions": {name: version(name) for name in _packages(comparison)},
     }
 
 
-def _imported(*names: str) -> list[str]:
-    return [name for name in names if name in sys.modules]
+def _packages(comparison: Comparison) -> list[str]:
+    """What takes part in a launch."""
+    (library,) = _libraries(comparison)
+    more = {"unsloth": ["unsloth", "unsloth_zoo"], "trl": [], "liger": ["liger_kernel"]}[library]
+    quantised = ["bitsandbytes"] if comparison.finetuning == "qlora" else []
+    return ["torch", "transformers", "accelerate", "trl", "peft", *more, *quantised]
 
 
 def _mfu(found: dict[str, Any], described: dict[str, Any]) -> dict[str, float | None]:

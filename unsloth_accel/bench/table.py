@@ -24,7 +24,7 @@ def tables(results: Iterable[Result]) -> str:
         `str`: Markdown.
     """
     ordered = sorted(results, key=_work)
-    return "\n\n".join(f"{title(runs[0])}:\n\n{table(runs)}" for runs in _by(ordered, _work))
+    return "\n\n".join(f"{title(runs[0])}:\n\n{table(runs)}{_plans(runs)}" for runs in _by(ordered, _work))
 
 
 def table(results: Sequence[Result]) -> str:
@@ -44,6 +44,12 @@ def table(results: Sequence[Result]) -> str:
     rows = [[name, *_cells(own, reference)] for name, own in runs.items()]
     head = [*_COLUMNS, f"loss to {reference[0]['contender']}'s"]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _plans(results: Sequence[Result]) -> str:
+    """What those found that looked for a plan."""
+    plans = {one["contender"]: one["plan"] for one in results if one["plan"] is not None}
+    return "".join(f"\n\n`{name}` found: {plan}." for name, plan in plans.items())
 
 
 def title(result: Result) -> str:

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -105,20 +106,23 @@ def train(contender: Contender, model: Any, tokenizer: Any, work: Workload, comp
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     clock = Clock(comparison.warmup, comparison.steps)
-    with environment(contender.environment), tempfile.TemporaryDirectory() as folder:
-        trainer, undo = _trainer(contender, model, tokenizer, work, comparison, folder)
+    with ExitStack() as undo:
+        trainer = _trainer(contender, model, tokenizer, work, comparison, undo)
         trainer.add_callback(clock)
         trainer.training_step = micro_batches = MicroBatches(trainer)
         trainer.train()
-        undo()
     plan = trainer.step_plan if contender.tunes else None
     return Run(_figures(clock, micro_batches, comparison), plan)
 
 
 def _trainer(
-    contender: Contender, model: Any, tokenizer: Any, work: Workload, comparison: Comparison, folder: str
-) -> tuple[Any, Any]:
-    """The trainer, and what undoes what was changed for it."""
+    contender: Contender, model: Any, tokenizer: Any, work: Workload, comparison: Comparison, undo: ExitStack
+) -> Any:
+    """The trainer; what is changed for it is taken back when `undo` closes."""
+    if contender.varlen:
+        undo.callback(_one_launch_per_layer())
+    undo.enter_context(environment(contender.environment))
+    folder = undo.enter_context(tempfile.TemporaryDirectory())
     common = {
         "model": model,
         "processing_class": tokenizer,
@@ -129,11 +133,11 @@ def _trainer(
         from ..trainers import UnslothAcceleratedSFTTrainer
 
         ours = UnslothAcceleratedSFTTrainer(plugin=UnslothAcceleratorPlugin(**contender.plugin), **common)
-        return ours, ours.applied_fixes.undo
+        undo.callback(ours.applied_fixes.undo)
+        return ours
     from trl import SFTTrainer
 
-    undo = _one_launch_per_layer() if contender.varlen else lambda: None
-    return SFTTrainer(**common), undo
+    return SFTTrainer(**common)
 
 
 def _arguments(contender: Contender, work: Workload, comparison: Comparison, folder: str) -> Any:
