@@ -21,9 +21,10 @@ from .ddp.policy import configure_ddp, log_policy
 from .ddp.prepare import find_ddp, forget_preparation
 from .ddp.run import DataParallelRun
 from .errors import GradientSyncError, PeerError
-from .fixes import AppliedFixes, apply_fixes, apply_loading_fixes
+from .fixes import AppliedFixes, apply_fixes, apply_loading_fixes, apply_restart_fixes
 from .plugin import UnslothAcceleratorPlugin
 from .ranks.environment import is_distributed
+from .ranks.restarts import begin_attempt
 
 
 class UnslothAccelerator(Accelerator):
@@ -66,6 +67,8 @@ class UnslothAccelerator(Accelerator):
         kwargs_handlers: list[Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        begin_attempt()
+        apply_restart_fixes()  # before Accelerate makes the process group
         self.plugin = plugin or UnslothAcceleratorPlugin()
         given = [h for h in kwargs_handlers or () if isinstance(h, DistributedDataParallelKwargs)]
         self._user_set_ddp = set(self.plugin.explicit_ddp_fields()).union(*(handler.to_kwargs() for handler in given))

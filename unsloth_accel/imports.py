@@ -17,6 +17,7 @@ from packaging.version import Version
 
 from .errors import ConfigurationError, VersionError
 from .ranks.environment import is_main_process, local_world_size
+from .ranks.restarts import begin_attempt
 
 
 # What the tests run on. `tests/test_imports.py` compares them with setup.cfg.
@@ -99,6 +100,7 @@ def load_unsloth() -> ModuleType:
         VersionError: If an installed package is missing or below its floor.
         ConfigurationError: If more ranks than GPUs were started on this node.
     """
+    begin_attempt()
     check_versions()  # also where the script has imported Unsloth itself, as most do in their first line
     if "unsloth" not in sys.modules:
         check_ranks_fit_gpus()

@@ -7,6 +7,7 @@ from .registry import (
     FixStatus,
     apply_fixes,
     apply_loading_fixes,
+    apply_restart_fixes,
     status,
     undo_loading_fixes,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Verdict",
     "apply_fixes",
     "apply_loading_fixes",
+    "apply_restart_fixes",
     "status",
     "undo_loading_fixes",
 ]

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from ..patching import Undo
 
 
-# When a fix has to be in place: before a model is loaded, while a trainer lives, or on the model that is trained.
-Stage = Literal["loading", "training", "model"]
+# When a fix has to be in place: before there is a process group, before a model is loaded, while a trainer lives, or
+# on the model that is trained.
+Stage = Literal["restart", "loading", "training", "model"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Fix:
         apply (`Callable[[Any], Undo | None]`, *optional*): Applies the fix and returns its undo, or None where it
             found nothing to change. The undo must not keep the model alive. `apply` is None where nothing is patched,
             because our trainers do it another way.
-        stage (`"loading"`, `"training"` or `"model"`, *optional*, defaults to `"training"`): When it has to be in
-            place. The first two change the process; `"model"` changes the model that `apply` is given.
+        stage (`"restart"`, `"loading"`, `"training"` or `"model"`, *optional*, defaults to `"training"`): When it has
+            to be in place. The first three change the process; `"model"` changes the model that `apply` is given.
         in_place (`Callable[[Any], bool]`, *optional*): Only where `apply` is None: whether our trainers do it now for
             a model, or for any where the model is None.
     """

@@ -17,6 +17,7 @@ from . import (
     main_process_first,
     packed_attention,
     quiet_ranks,
+    restarted_ranks,
     resume_on_cpu,
     save_once,
     temporary_saved_buffers,
@@ -28,6 +29,7 @@ from .fix import Fix
 
 
 FIXES: tuple[Fix, ...] = (
+    restarted_ranks.FIX,
     save_once.FIX,
     tokenize_once.FIX,
     main_process_first.FIX,
@@ -55,7 +57,8 @@ class _Patch:
 # order. That of a model ends with the model, which nothing here keeps alive.
 _of_process: dict[str, _Patch] = {}
 _of_models: WeakKeyDictionary[Any, dict[str, _Patch]] = WeakKeyDictionary()
-# What `apply_loading_fixes` holds.
+# What `apply_restart_fixes` and `apply_loading_fixes` hold.
+_restart: "list[AppliedFixes]" = []
 _loading: "list[AppliedFixes]" = []
 
 
@@ -120,20 +123,29 @@ def apply_fixes(model: Any = None) -> AppliedFixes:
     return _apply(FIXES, model)
 
 
+def apply_restart_fixes() -> None:
+    """Applies what ranks that were started anew need before their process group exists, until
+    [`undo_loading_fixes`]. Does nothing the second time."""
+    if not _restart:
+        _restart.append(_apply([fix for fix in FIXES if fix.stage == "restart"], None))
+
+
 def apply_loading_fixes() -> None:
     """Applies what has to be in place before a model is loaded, until [`undo_loading_fixes`].
 
     Called when an accelerated trainer class is imported or an `UnslothAccelerator` is made. Does nothing with one
     rank, the second time, and before Unsloth is imported: these fixes change its modules.
     """
+    apply_restart_fixes()
     if not _loading and "unsloth" in sys.modules:
         _loading.append(_apply([fix for fix in FIXES if fix.stage == "loading"], None))
 
 
 def undo_loading_fixes() -> None:
     """Takes back what [`apply_loading_fixes`] applied, unless a handle still needs it."""
-    while _loading:
-        _loading.pop().undo()
+    for held in (_loading, _restart):
+        while held:
+            held.pop().undo()
 
 
 def _apply(fixes: Sequence[Fix], model: Any) -> AppliedFixes:

@@ -11,10 +11,11 @@ HEAD = """\
 
 What plain Unsloth does on several ranks that users trip over, and what this package does about it. `import
 unsloth_accel` patches nothing. A fix is applied only with more than one rank and only where its probe finds it needed:
-what concerns the loading of a model when `UnslothAcceleratedSFTTrainer` is imported or an `UnslothAccelerator` made,
-what concerns the process by `enable_multi_gpu()` or a trainer, what concerns a model by its trainer or by
-`accelerator.prepare`. `disable_multi_gpu()` and the trainer's `applied_fixes.undo()` take them back. `tokenize_once`
-and `frozen_weights` patch nothing: they are in place while there are data, or a model, that were prepared that way.
+what concerns restarted ranks and the loading of a model when `UnslothAcceleratedSFTTrainer` is imported or an
+`UnslothAccelerator` made, what concerns the process by `enable_multi_gpu()` or a trainer, what concerns a model by its
+trainer or by `accelerator.prepare`. `disable_multi_gpu()` and the trainer's `applied_fixes.undo()` take them back.
+`tokenize_once` and `frozen_weights` patch nothing: they are in place while there are data, or a model, that were
+prepared that way.
 
 `unsloth-accel doctor` tells which of them this installation needs, `get_multi_gpu_status()` which are in place.
 

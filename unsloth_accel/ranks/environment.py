@@ -58,6 +58,11 @@ def restart_count() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def max_restarts() -> int:
+    """How often torchrun would start the ranks anew after a failure."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+
+
 def _from_launcher(variable: str, alone: int | None = None) -> int:
     """The variable's value; `alone` for a process that is the only rank."""
     if variable in os.environ:

@@ -39,7 +39,8 @@ REPORT_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 _calls: Counter[str] = Counter()
-_at_work = threading.local()
+# The threads that work for other ranks now.
+_at_work: set[int] = set()
 
 
 def run_once(
@@ -73,7 +74,7 @@ def run_once(
     """
     if scope not in ("world", "node"):
         raise ConfigurationError(f"`scope` is {scope!r}; allowed are 'world' and 'node'.")
-    if not is_distributed() or getattr(_at_work, "busy", False):
+    if not is_distributed() or threading.get_ident() in _at_work:
         return work()
     own = rank()
     call = _this_call(key, description, worker=0 if scope == "world" else own - local_rank(), scope=scope)
@@ -81,6 +82,11 @@ def run_once(
         return _work(call, work)
     result: T = _Wait(call, timeout, time.monotonic(), reports=own == call.worker + 1).result()
     return result
+
+
+def is_at_work() -> bool:
+    """Whether this process does something now for which others may wait as long as it takes."""
+    return bool(_at_work)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def _this_call(key: str, description: str, worker: int, scope: Scope) -> _Call:
 
 
 def _work(call: _Call, work: Callable[[], T]) -> T:
-    _at_work.busy = True
+    _at_work.add(threading.get_ident())
     try:
         with _heartbeat(call):
             result = work()
@@ -118,7 +124,7 @@ def _work(call: _Call, work: Callable[[], T]) -> T:
         call.store.set(f"{call.path}/outcome", json.dumps({"error": f"{type(error).__name__}: {error}"}))
         raise
     finally:
-        _at_work.busy = False
+        _at_work.discard(threading.get_ident())
     call.store.set(f"{call.path}/outcome", outcome)
     return result
 

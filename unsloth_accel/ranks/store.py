@@ -65,14 +65,31 @@ def has_ended(other: int) -> bool:
 
 @cache
 def connect() -> "Store":
+    """What these ranks share. An agent's store outlives them, so those of the next attempt begin with an empty one."""
+    from torch.distributed import PrefixStore
+
+    store = PrefixStore(f"unsloth_accel/{restart_count()}", _server())
+    atexit.register(_publish_end, store)
+    return store
+
+
+def connect_to_job() -> "Store":
+    """What outlives a restart of the ranks, where an agent hosts the store."""
+    from torch.distributed import PrefixStore
+
+    return PrefixStore("unsloth_accel/job", _server())
+
+
+@cache
+def _server() -> "Store":
     """Connects to the store at MASTER_ADDR:MASTER_PORT, which the launcher's agent or else rank 0 hosts.
 
     `multi_tenant` shares one server per process and port, so this works before and after `init_process_group`.
     """
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import TCPStore
 
     host, port = store_address()
-    server = TCPStore(
+    return TCPStore(
         host,
         port,
         is_master=_hosts_store(),
@@ -80,10 +97,6 @@ def connect() -> "Store":
         wait_for_workers=False,
         multi_tenant=True,
     )
-    # An agent's store outlives a restart of the ranks, and so would the answers of the attempt that failed.
-    store = PrefixStore(f"unsloth_accel/{restart_count()}", server)
-    atexit.register(_publish_end, store)
-    return store
 
 
 def _hosts_store() -> bool:
