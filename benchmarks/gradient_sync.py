@@ -13,6 +13,7 @@ the end, and not in between: a clock that waits in each step hides the waits of 
     balanced    ours, the rows of a step dealt to the ranks by cost
     pieces      the same, a rank's micro-batches put together
     planned     the same, no layer recomputed
+    auto        ours, `plan="auto"`
 
 Prints one JSON line per work and mode after each round, from rank 0; the last one holds all rounds.
 """
@@ -42,6 +43,7 @@ PLANS = {
     "balanced": StepPlan(),
     "pieces": StepPlan(pieces=1),
     "planned": StepPlan(pieces=1, layers_kept="all"),
+    "auto": "auto",
 }
 WORLD_SIZE, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
 

@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from unsloth_accel import ConfigurationError, MultiGPUConfig, StepPlan, UnslothAcceleratorPlugin
+from unsloth_accel import (
+    ConfigurationError,
+    MultiGPUConfig,
+    StepPlan,
+    StepPlanRecord,
+    UnslothAcceleratorPlugin,
+)
 from unsloth_accel.drop_in.config import FIELDS as MULTI_GPU_FIELDS
 from unsloth_accel.plugin import MULTI_GPU_FIELDS as MULTI_GPU_VARIABLES
 from unsloth_accel.plugin import PLUGIN_FIELDS
@@ -18,13 +24,21 @@ FIELDS = [
     ("find_unused_parameters", None, False, "true", True),
     ("static_graph", None, True, "0", False),
     ("gradient_as_bucket_view", None, True, "No", False),
-    ("plan", "keep", StepPlan(pieces=1), "keep", "keep"),
+    ("plan", None, StepPlan(pieces=1), "keep", "keep"),
+    ("plan", None, "auto", '{"pieces": 2, "layers_kept": 3}', StepPlan(pieces=2, layers_kept=3)),
+    ("balance", None, False, "yes", True),
+    ("memory_margin", 0.1, 0.5, "0.25", 0.25),
+    ("on_oom", "split", "raise", "split", "split"),
+    ("stall_timeout", 110.0, 10, "inf", float("inf")),
 ]
 CHOICES = {
     "gradient_sync": ["'auto'", "'deferred'", "'overlapped'"],
     "comm_hook": ["'no'", "'bf16'", "'fp16'"],
-    "plan": ["'keep'"],
+    "plan": ["'auto'", "'keep'"],
+    "on_oom": ["'split'", "'raise'"],
+    "memory_margin": ["a number from 0 to below 1"],
     "resume": ["'auto'"],
+    "stall_timeout": ["a number of seconds, at least 10"],
 }
 
 
@@ -112,6 +126,24 @@ def test_a_hook_and_deferred_gradients_exclude_each_other(monkeypatch: pytest.Mo
     with pytest.raises(ConfigurationError, match="`comm_hook='fp16'`"):
         UnslothAcceleratorPlugin(gradient_sync="deferred")
     assert UnslothAcceleratorPlugin(gradient_sync="overlapped").comm_hook == "fp16"
+
+
+def test_a_plan_says_itself_whether_it_balances() -> None:
+    with pytest.raises(ConfigurationError, match="`balance=False` is given beside a `plan`"):
+        UnslothAcceleratorPlugin(plan=StepPlan(), balance=False)
+
+
+def test_the_record_of_a_run_can_be_given_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = StepPlan(pieces=2, tokens=4096, layers_kept=7)
+    record = StepPlanRecord(plan=plan, reason="the only one that fits", layers=16)
+    assert UnslothAcceleratorPlugin(plan=record).plan == plan
+    for text in (record.to_json(), plan.to_json()):
+        monkeypatch.setenv(variable("plan"), text)
+        assert UnslothAcceleratorPlugin().plan == plan
+    for text in ('{"pieces": 2', '{"layers": 2}', '{"plan": 2}'):
+        monkeypatch.setenv(variable("plan"), text)
+        with pytest.raises(ConfigurationError, match="a plan must be a JSON object"):
+            UnslothAcceleratorPlugin()
 
 
 def test_an_unknown_field_is_a_type_error() -> None:

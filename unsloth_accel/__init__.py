@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .errors import ConfigurationError, GradientSyncError, PeerError, UnslothAccelError, VersionError
     from .launch import LaunchError, config_path, launch_ddp_training
     from .plugin import UnslothAcceleratorPlugin
-    from .step_plan import StepPlan
+    from .step_plan import PlanCandidate, StepPlan, StepPlanRecord
     from .trainers import UnslothAcceleratedSFTTrainer, UnslothAcceleratedTrainerMixin, accelerated
 
 __version__ = "0.1.0"
@@ -35,8 +35,10 @@ __all__ = [
     "MultiGPUHandle",
     "MultiGPUStatus",
     "PeerError",
+    "PlanCandidate",
     "RankReport",
     "StepPlan",
+    "StepPlanRecord",
     "UnslothAccelError",
     "UnslothAcceleratedSFTTrainer",
     "UnslothAcceleratedTrainerMixin",
@@ -59,8 +61,10 @@ _MODULES = {
     "MultiGPUHandle": "drop_in",
     "MultiGPUStatus": "drop_in",
     "PeerError": "errors",
+    "PlanCandidate": "step_plan",
     "RankReport": "ddp.reports",
     "StepPlan": "step_plan",
+    "StepPlanRecord": "step_plan",
     "UnslothAccelError": "errors",
     "UnslothAcceleratedSFTTrainer": "trainers",
     "UnslothAcceleratedTrainerMixin": "trainers",

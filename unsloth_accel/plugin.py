@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import ConfigurationError
-from .step_plan import StepPlan
+from .step_plan import StepPlan, StepPlanRecord
 
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 GradientSync = Literal["auto", "deferred", "overlapped"]
 CommHook = Literal["no", "bf16", "fp16"]
+OutOfMemory = Literal["split", "raise"]
 
 ENV_PREFIX = "UNSLOTH_ACCEL_"
 # Read from the environment by `MultiGPUConfig`, which lies above this module; a test compares them with its fields.
@@ -60,6 +61,34 @@ def read_boolean(config: object, name: str) -> bool | None:
     return _BOOLEANS[str(value).lower()]
 
 
+def read_share(config: object, name: str, default: float) -> float:
+    """The field's value, which must be a number from 0 to below 1, or the default."""
+    source, value = read_field(config, name)
+    if value is None:
+        return default
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = -1.0
+    if isinstance(value, bool) or not 0 <= share < 1:
+        raise ConfigurationError(f"`{source}` must be a number from 0 to below 1, got {value!r}.")
+    return share
+
+
+def read_seconds(config: object, name: str, default: float, least: float) -> float:
+    """The field's value, which must be a number of seconds from `least` on, or the default."""
+    source, value = read_field(config, name)
+    if value is None:
+        return default
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if isinstance(value, bool) or not seconds >= least:
+        raise ConfigurationError(f"`{source}` must be a number of seconds, at least {least:g}, got {value!r}.")
+    return seconds
+
+
 def refuse_unknown(given: Iterable[str], known: Collection[str], where: str) -> None:
     """Raises for the first name that is not known, with the nearest one that is.
 
@@ -103,12 +132,28 @@ class UnslothAcceleratorPlugin:
         comm_hook (`str`, *optional*, defaults to `"no"`):
             Compress gradients on the wire: `"no"`, `"bf16"` or `"fp16"`. Rounds the gradients, needs NCCL and the
             DDP reducer, so a value other than `"no"` selects `"overlapped"`.
-        plan (`str` or [`StepPlan`], *optional*, defaults to `"keep"`):
+        plan (`str`, [`StepPlan`] or [`StepPlanRecord`], *optional*):
             How the rows of an optimizer step are computed by an SFT trainer. `"keep"`: as the micro-batches of the
-            trainer's arguments. A [`StepPlan`] puts them together, keeps layers and balances the ranks as it says.
+            trainer's arguments. `"auto"`: put together, with layers that are not recomputed and rows balanced over the
+            ranks, as memory allows and as is fastest in the first steps. A plan is followed as it is; in the
+            environment it is JSON, as `to_json()` gives it. Defaults to `"auto"` on several ranks with GPUs, else to
+            `"keep"`.
+        balance (`bool`, *optional*):
+            Whether the rows of a step are dealt to the ranks by what they cost, instead of by their number. Defaults
+            to whether the plan is `"auto"`; a [`StepPlan`] says it itself.
+        memory_margin (`float`, *optional*, defaults to 0.1):
+            The share of each GPU's memory that `plan="auto"` leaves alone: for fragments, evaluation, and others who
+            use the card.
+        on_oom (`str`, *optional*, defaults to `"split"`):
+            What a planned step does where a batch does not fit into memory. `"split"`: it is cut and computed again.
+            `"raise"`: the error is raised.
         resume (`str`, *optional*):
             `"auto"`: where `train()` is not told what to resume from, it goes on from the newest complete checkpoint
             in `output_dir`, and starts from the beginning if there is none. A path or `False` given to `train()` wins.
+        stall_timeout (`float`, *optional*, defaults to 110.0):
+            After how many seconds of waiting for a rank that died, is stopped or does not come, the others end and say
+            which and where: at least 10. Saves, evaluations and what runs under `run_once` may last longer. `inf`
+            waits as long as torch does.
 
     Raises:
         ConfigurationError: If a value, or an environment variable that supplies one, is not allowed, or a variable
@@ -130,23 +175,46 @@ class UnslothAcceleratorPlugin:
     static_graph: bool | None = None
     gradient_as_bucket_view: bool | None = None
     comm_hook: CommHook | None = None
-    plan: Literal["keep"] | StepPlan | None = None
+    plan: Literal["auto", "keep"] | StepPlan | StepPlanRecord | None = None
+    balance: bool | None = None
+    memory_margin: float | None = None
+    on_oom: OutOfMemory | None = None
     resume: Literal["auto"] | None = None
+    stall_timeout: float | None = None
 
     def __post_init__(self) -> None:
         refuse_unknown_variables()
         self.gradient_sync = read_choice(self, "gradient_sync", get_args(GradientSync), "auto")
         self.comm_hook = read_choice(self, "comm_hook", get_args(CommHook), "no")
-        if not isinstance(self.plan, StepPlan):
-            self.plan = read_choice(self, "plan", ("keep",), "keep")
+        self.plan = self._read_plan()
+        self.memory_margin = read_share(self, "memory_margin", 0.1)
+        self.on_oom = read_choice(self, "on_oom", get_args(OutOfMemory), "split")
         self.resume = read_choice(self, "resume", ("auto",))
-        for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view"):
+        self.stall_timeout = read_seconds(self, "stall_timeout", 110.0, least=10.0)
+        for name in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "balance"):
             setattr(self, name, read_boolean(self, name))
         if self.gradient_sync == "deferred" and self.comm_hook != "no":
             raise ConfigurationError(
                 f"`comm_hook={self.comm_hook!r}` compresses inside DDP's reducer, which `gradient_sync='deferred'` "
                 "does not use. Leave `comm_hook` at 'no', or set `gradient_sync='overlapped'`."
             )
+        if isinstance(self.plan, StepPlan) and self.balance is not None:
+            raise ConfigurationError(
+                f"`balance={self.balance}` is given beside a `plan` that has a `balance` of its own: set that one."
+            )
+
+    def _read_plan(self) -> "Literal['auto', 'keep'] | StepPlan | None":
+        """A plan that is given, also as JSON in the environment; `"auto"`, `"keep"`, or None, where it is up to us."""
+        if isinstance(self.plan, StepPlanRecord):
+            return self.plan.plan
+        if isinstance(self.plan, StepPlan):
+            return self.plan
+        source, value = read_field(self, "plan")
+        if source != "plan" and str(value).startswith("{"):
+            return StepPlan.from_json(str(value))
+        if isinstance(value, str) or value is None:
+            return read_choice(self, "plan", ("auto", "keep"))  # type: ignore[no-any-return]
+        raise ConfigurationError(f"`{source}` must be 'auto', 'keep' or a StepPlan, got {value!r}.")
 
     def explicit_ddp_fields(self) -> dict[str, bool]:
         """The fields of DDP's constructor that this plugin sets, without those left to the rule."""

@@ -175,10 +175,10 @@ class OwnBatches(BatchSampler):
 @pytest.mark.parametrize(
     ("batches", "prepared", "rows", "slots", "message"),
     [
-        (BatchSampler, {"dispatch_batches": True}, 8, 1, r"is a DataLoaderDispatcher.*`dispatch_batches=False`"),
-        (BatchSampler, {"split_batches": True}, 8, 1, r"`split_batches=True`.* Set it to False"),
-        (OwnBatches, {}, 8, 1, r"`dataloader` has a OwnBatches"),
-        (BatchSampler, {}, 7, 1, r"`lengths` are those of 7 rows, the data set of `dataloader` has 8"),
+        (BatchSampler, {"dispatch_batches": True}, 8, 1, r"it is a DataLoaderDispatcher.*`dispatch_batches=False`"),
+        (BatchSampler, {"split_batches": True}, 8, 1, "`split_batches=True` cuts each batch by row counts"),
+        (OwnBatches, {}, 8, 1, "its rows are dealt by a OwnBatches"),
+        (BatchSampler, {}, 7, 1, "the lengths are those of 7 rows, and it has 8"),
         (BatchSampler, {}, 8, 3, r"`slots` must be from 1 to `accumulation`, which is 2, got 3"),
     ],
     ids=["dispatched", "split", "own batches", "other rows", "slots"],

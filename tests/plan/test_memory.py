@@ -1,12 +1,13 @@
 """The memory estimate: its counts against real models, its peaks against what was measured."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from unsloth_accel.plan.decoder import DecoderShape
-from unsloth_accel.plan.memory import adapter_weights, estimate_memory, saved_bytes
+from unsloth_accel.plan.memory import adapter_weights, estimate_largest, estimate_memory, saved_bytes
 
 
 pytestmark = pytest.mark.usefixtures("model_libraries")
@@ -111,3 +112,13 @@ def test_one_logit_chunk_more_than_the_budget_becomes_four() -> None:
         for tokens in (2092, 2096)
     )
     assert below - above == pytest.approx((2092 - 2096 / 4) * 128256 * 4 / 2**30, rel=0.05)
+
+
+def test_of_pieces_of_up_to_a_size_the_one_that_needs_most_counts() -> None:
+    """2,884 tokens have four chunks of logits, 2,092 have one that is larger than each of them."""
+    whole, small = (estimate_memory(LLAMA_3B, tokens) for tokens in (2884, 2092))
+    largest = estimate_largest(LLAMA_3B, 2884)
+    assert small.peak > whole.peak
+    assert largest == replace(whole, peak=small.peak)
+    assert estimate_largest(LLAMA_3B, TOKENS, 28) == estimate_memory(LLAMA_3B, TOKENS, 28)
+    assert estimate_largest(LLAMA_3B, 100) == estimate_memory(LLAMA_3B, 100)

@@ -26,24 +26,46 @@ PADDING_FREE = {
     "pieces=2,layers=1,balance=no": (2, 1),
     "layers=all,accumulation=1": (1, 2),
 }
-# Padded micro-batches are computed as they are.
-PADDED = {"padding_free=no,pieces=1": (4, 0)}
+# On the CPU a plan is chosen without measuring.
+PADDING_FREE |= {"plan=auto": (1, 2)}
+# Padded micro-batches are computed as they are, or, if there are not enough of them, cut between rows.
+PADDED = {"padding_free=no,pieces=1": (4, 0), "padding_free=no,pieces=6": (6, 0), "padding_free=no,plan=auto": (4, 2)}
+# Where memory is measured: the forwards of each step, by what the smaller card holds, in tokens of which all layers
+# are kept. The first step is as asked for, the second is measured; a rank has about 440 tokens in a step.
+SEARCHED = {
+    "plan=auto,fits=800": [4, 4, 1],
+    "plan=auto,fits=300,max_length=128": [4, 4, 1],
+}
+TUNED, KEEP_LONG = "plan=auto,fits=300,max_length=128,steps=32", "plan=keep,max_length=128,steps=32"
 # The last rank runs out of memory where a batch has more tokens than that. Rank 0, whose forwards these are, is told.
 OUT_OF_MEMORY = {
     "pieces=1,oom=forward,limit=400": 1,
     "pieces=1,oom=backward,limit=400": 1,
     "pieces=1,oom=backward,limit=150": 1,
+    "plan=auto,oom=backward,limit=400": 1,
 }
+# Two rows are too many where one has more than 75 tokens.
+PADDED_OUT_OF_MEMORY = "padding_free=no,layers=0,oom=backward,limit=150"
 PACKED = ["packing=yes,pieces=1", "packing=yes,pieces=1,layers=all"]
+# The package, and whatever else this Python was told to find.
+PATHS = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 TOO_LARGE = "pieces=1,oom=forward,limit=60"
+ALONE = "plan=auto,fits=2000"
+RAISED = "pieces=1,oom=forward,limit=400,on_oom=raise"
 
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
     """Without a launcher: under it Accelerate wraps the model of one rank in DDP, which this checkpointing breaks."""
     folder = tmp_path_factory.mktemp("one")
-    cases = [KEEP, KEEP_PACKED, "pieces=1,layers=1"]
-    environment = {**os.environ, **ON_CPU, "PYTHONPATH": str(ROOT), "UNSLOTH_DISABLE_STATISTICS": "1"}
+    cases = [KEEP, KEEP_PACKED, "pieces=1,layers=1", KEEP_LONG, ALONE]
+    environment = {
+        **os.environ,
+        **ON_CPU,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": PATHS,
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+    }
     command = [sys.executable, str(WORKER), str(tiny_model), str(folder / "out"), *cases]
     subprocess.run(command, env=environment, cwd=folder, check=True, timeout=280)
     return read_runs(folder / "out")
@@ -52,7 +74,18 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
     out = tmp_path_factory.mktemp("two") / "out"
-    launch(WORKER, tiny_model, out, *PADDING_FREE, *PADDED, *PACKED, *OUT_OF_MEMORY, TOO_LARGE, timeout=280)
+    cases = [
+        *PADDING_FREE,
+        *PADDED,
+        *PACKED,
+        *SEARCHED,
+        TUNED,
+        *OUT_OF_MEMORY,
+        PADDED_OUT_OF_MEMORY,
+        RAISED,
+        TOO_LARGE,
+    ]
+    launch(WORKER, tiny_model, out, *cases, timeout=280)
     return read_runs(out)
 
 
@@ -93,6 +126,58 @@ def test_a_rank_that_runs_out_of_memory_computes_smaller_pieces_and_all_follow(
 
 
 @pytest.mark.gloo
+def test_padded_rows_that_do_not_fit_together_are_computed_apart(
+    one_rank: dict[str, Run], two_ranks: dict[str, Run]
+) -> None:
+    run = two_ranks[PADDED_OUT_OF_MEMORY]
+    assert_follows(run, one_rank[KEEP])
+    assert_same_weights(run, one_rank[KEEP])
+    assert run["forwards"][0] == 4, "this rank had the memory"
+    assert run["forwards"][-1] == 8, "one row each"
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", SEARCHED)
+def test_a_plan_is_made_from_what_is_measured(case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
+    run = two_ranks[case]
+    assert_follows(run, one_rank[KEEP])
+    assert_same_weights(run, one_rank[KEEP])
+    assert run["forwards"] == SEARCHED[case]
+    assert run["plan"]["reason"].startswith("the only one that fits" if "800" in case else "the rule's choice")
+
+
+@pytest.mark.gloo
+def test_a_plan_is_tuned_while_the_run_goes_on_as_one_rank_would(
+    one_rank: dict[str, Run], two_ranks: dict[str, Run]
+) -> None:
+    run = two_ranks[TUNED]
+    assert_follows(run, one_rank[KEEP_LONG])
+    assert_same_weights(run, one_rank[KEEP_LONG])
+    assert run["between_ranks"] == 0.0
+    assert run["forwards"][:8] == [4, 4, 1, 1, 1, 2, 2, 2], "each candidate for three steps"
+    plan = run["plan"]
+    assert [(one["pieces"], one["layers_kept"]) for one in plan["candidates"]] == [(1, 0), (2, 2)]
+    assert all(one["microseconds"] > 0 for one in plan["candidates"])
+    assert set(run["forwards"][9:]) == {plan["plan"]["pieces"]}
+
+
+@pytest.mark.gloo
+def test_one_rank_can_be_tuned_too(one_rank: dict[str, Run]) -> None:
+    run = one_rank[ALONE]
+    assert_follows(run, one_rank[KEEP])
+    assert_same_weights(run, one_rank[KEEP])
+    assert run["forwards"] == [4, 4, 1]
+    assert run["plan"]["layers"] == 2
+
+
+@pytest.mark.gloo
+def test_running_out_of_memory_is_an_error_if_that_is_asked_for(two_ranks: dict[str, Run]) -> None:
+    error = two_ranks[RAISED]["error"]
+    assert error.startswith("PeerError: Rank 1 failed")
+    assert "CUDA out of memory. Tried to allocate" in error
+
+
+@pytest.mark.gloo
 def test_a_row_that_does_not_fit_alone_is_named_on_every_rank(two_ranks: dict[str, Run]) -> None:
     error = two_ranks[TOO_LARGE]["error"]
     assert error.startswith("PeerError: Rank 1 failed"), "this is what rank 0 says"
@@ -128,11 +213,12 @@ def test_the_ranks_compute_about_as_many_tokens(two_ranks: dict[str, Run]) -> No
     [
         ({"pieces": 0}, "`pieces` must be a positive integer or None, got 0"),
         ({"layers_kept": "max"}, "`layers_kept` must be 0 or more, or 'all', got 'max'"),
+        ({"tokens": 512}, "`tokens=512` limits the pieces, so `pieces` must be given"),
         ({"balance": 1}, "`balance` must be true or false, got 1"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(options: dict[str, object], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         StepPlan(**options)  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="`plan` must be one of 'keep'"):
+    with pytest.raises(ConfigurationError, match="`plan` must be one of 'auto', 'keep'"):
         UnslothAcceleratorPlugin(plan="fast")  # type: ignore[arg-type]

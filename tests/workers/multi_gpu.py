@@ -139,7 +139,7 @@ def main() -> None:
         assert (reordered.args.per_device_train_batch_size, reordered.model) == (2, model)
         assert "multiple values" in refused(Early, model, script_arguments, args=script_arguments)
         assert trainer.args.per_device_train_batch_size == 2
-        assert trainer.args.torch_empty_cache_steps == 1
+        assert (trainer.plugin.plan, trainer.step_plan.plan.pieces) == ("auto", None), "it has not trained"
         assert script_arguments.per_device_train_batch_size == 1, "the script's own object was changed"
         assert trainer.plugin.find_unused_parameters is False
         assert not trainer.args.gradient_checkpointing
@@ -161,8 +161,7 @@ def main() -> None:
     assert not isinstance(Derived(args=script_arguments, note="", **common), UnslothAcceleratedTrainerMixin)
 
     with enable_multi_gpu(enable_memory_optimization=False):
-        script_arguments.torch_empty_cache_steps = 250
-        assert Early(args=script_arguments, **common).args.torch_empty_cache_steps is None
+        assert Early(args=script_arguments, **common).plugin.plan == "keep"
     assert_restored(model, before)
 
     errors = [refused(enable_multi_gpu, num_gpus=3)]

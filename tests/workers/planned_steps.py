@@ -4,7 +4,9 @@ The trainers are those that Unsloth generates for GPUs, on the CPU, around model
 CPU backend knows no padding-free batches. A CASE is `key=value,...`; the keys and their defaults are those of `train`.
 """
 
+import json
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import SFTConfig
+
+from unsloth_accel.patching import replace_attribute
+from unsloth_accel.plan.probe import ProbeFigures
+from unsloth_accel.trainers import plan_search
 
 
 GLOBAL_BATCH, STEPS = 16, 3
@@ -67,16 +73,39 @@ class RunsOutOfMemory:
             first.register_hook(self.refuse)
 
     def see(self, model, args, kwargs):
-        self.tokens = kwargs["input_ids"].shape[1]
+        self.tokens = kwargs["input_ids"].numel()
 
     def refuse(self, *_):
         if self.tokens > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
+class Measured:
+    """Takes the place of the probe: what a card would have said in which so many tokens fit, all layers kept."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __call__(self, device, margin, gradient_bytes, layer):
+        return self
+
+    def finish(self, batches):
+        figures = {"batch_tokens": max(batches), "step_tokens": sum(batches)}
+        return ProbeFigures(room=self.tokens * 3.0, work=1.0, layer=1.0, **figures)  # 2 layers and the work of a token
+
+
+def measured(case):
+    stack = ExitStack()
+    if "fits" in case:  # the first rank has less
+        card = Measured(int(case["fits"]) * (1 + RANK))
+        for name, value in (("can_measure", lambda device: True), ("MemoryProbe", card)):
+            stack.callback(replace_attribute(plan_search, name, value))
+    return stack
+
+
 def plan_of(case):
-    if case.get("plan") == "keep":
-        return "keep"
+    if "plan" in case:
+        return case["plan"]
     kept = case.get("layers", "0")
     return StepPlan(
         pieces=int(case["pieces"]) if "pieces" in case else None,
@@ -93,7 +122,8 @@ def train(path, folder, case):
     forwards = Forwards(model)
     if "oom" in case and RANK == WORLD_SIZE - 1:
         RunsOutOfMemory(model, case["oom"], int(case["limit"]))
-    arguments = {**COMPARABLE, **SGD, "bf16": False, "max_steps": STEPS, "max_length": 512}
+    arguments = {**COMPARABLE, **SGD, "bf16": False, "max_steps": int(case.get("steps", STEPS))}
+    arguments |= {"max_length": int(case.get("max_length", "512"))}
     arguments |= {"per_device_train_batch_size": GLOBAL_BATCH // WORLD_SIZE // accumulation}
     arguments |= {"gradient_accumulation_steps": accumulation, "gradient_checkpointing": True}
     arguments |= {"padding_free": case.get("padding_free", "yes") == "yes", "packing": case.get("packing") == "yes"}
@@ -103,9 +133,10 @@ def train(path, folder, case):
         train_dataset=Dataset.from_list(texts()),
         processing_class=counting_tokenizer.CountingTokenizer.from_pretrained(path),
         callbacks=[forwards],
-        plugin=UnslothAcceleratorPlugin(plan=plan_of(case)),
+        plugin=UnslothAcceleratorPlugin(plan=plan_of(case), on_oom=case.get("on_oom")),
     )
-    trainer.train()
+    with measured(case):
+        trainer.train()
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     weights = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
     return {
@@ -116,6 +147,7 @@ def train(path, folder, case):
         "substeps": forwards.substeps,
         "kept": forwards.kept,
         "checkpointed afterwards": sum(layer.gradient_checkpointing for layer in layers),
+        "plan": json.loads(trainer.step_plan.to_json()),
         "tokens": [[one.values["tokens"] for one in step] for step in trainer.step_reports],
         "tokens seen": trainer.state.num_input_tokens_seen,
         "reductions": 0 if trainer._run is None else trainer._run.reductions_begun,

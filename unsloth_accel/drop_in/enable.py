@@ -45,7 +45,7 @@ def enable_multi_gpu(
         num_gpus (`int`, *optional*): See [`MultiGPUConfig`], as for the others.
         batch_size_per_gpu (`int`, *optional*): Replaces `per_device_train_batch_size`.
         ddp_backend (`str`, *optional*): `"nccl"` or `"gloo"`; checked against the process group.
-        enable_memory_optimization (`bool`, *optional*): Replaces `torch_empty_cache_steps`.
+        enable_memory_optimization (`bool`, *optional*): `plan="auto"` or `"keep"`.
         enable_gradient_checkpointing (`bool`, *optional*): Replaces `gradient_checkpointing`.
         find_unused_parameters (`bool`, *optional*): For DDP's own reducer.
         debug (`bool`, *optional*): Logs more, and checks every collective.
@@ -147,11 +147,13 @@ class MultiGPUHandle:
         self.disable()
 
     def decisions(self) -> list[Decision]:
-        """What was changed in the last trainer that was made and, while it is there, how it averages gradients."""
+        """What was changed in the last trainer that was made and, while it is there, what it decided."""
         trainer = self._trainer()
-        sync = None if trainer is None else trainer.gradient_sync
+        if trainer is None:
+            return list(self._changed)
+        sync, plan = trainer.gradient_sync, trainer.step_plan
         chosen = [] if sync is None else [Decision("gradient_sync", sync.mode, sync.reason)]
-        return [*self._changed, *chosen]
+        return [*self._changed, *chosen, Decision("step_plan", str(plan.plan), plan.reason)]
 
     def peak_memory_gib(self) -> tuple[float, ...]:
         """Each rank's peak as of the last optimizer step of the last trainer, else this rank's alone."""

@@ -48,8 +48,6 @@ def _training_arguments(config: MultiGPUConfig) -> dict[str, Any]:
         settings["per_device_train_batch_size"] = config.batch_size_per_gpu
     if config.enable_gradient_checkpointing is not None:
         settings["gradient_checkpointing"] = config.enable_gradient_checkpointing
-    if config.enable_memory_optimization is not None:
-        settings["torch_empty_cache_steps"] = 1 if config.enable_memory_optimization else None
     return settings
 
 

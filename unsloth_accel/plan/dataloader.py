@@ -34,13 +34,12 @@ def balance_batches(
         `DataLoaderShard`: The loader to iterate over.
 
     Raises:
-        ConfigurationError: If the loader does not deal whole batches, or the lengths are those of other rows.
+        ConfigurationError: If the loader cannot be balanced: [`why_not_balanced`] says so beforehand.
     """
+    reason = why_not_balanced(dataloader, lengths)
+    if reason is not None:
+        raise ConfigurationError(f"`dataloader` cannot be balanced: {reason}.")
     inner = _inner_batch_sampler(dataloader)
-    if len(lengths) != len(dataloader.dataset):
-        raise ConfigurationError(
-            f"`lengths` are those of {len(lengths)} rows, the data set of `dataloader` has {len(dataloader.dataset)}."
-        )
     if not isinstance(dataloader.batch_sampler, BatchSamplerShard):
         dataloader = _with_batch_sampler_inside(dataloader)
     outer = dataloader.batch_sampler
@@ -53,22 +52,30 @@ def balance_batches(
     return dataloader
 
 
-def _inner_batch_sampler(dataloader: Any) -> BatchSampler:
+def why_not_balanced(dataloader: Any, lengths: RowLengths) -> str | None:
+    """What stands against balancing a data loader, if anything does.
+
+    Args:
+        dataloader (`DataLoader`): The loader of a trainer.
+        lengths (`RowLengths`): The tokens of every row of its data set.
+    """
     if not isinstance(dataloader, DataLoaderShard):
-        raise ConfigurationError(
-            f"`dataloader` is a {type(dataloader).__name__}; only a DataLoaderShard lets each rank read its own rows. "
-            "Set `dispatch_batches=False`."
+        return (
+            f"it is a {type(dataloader).__name__}, and only with `dispatch_batches=False` each rank reads its own rows"
         )
-    outer = dataloader.batch_sampler
-    if getattr(outer, "split_batches", False):
-        raise ConfigurationError("`split_batches=True` cuts each batch by row counts. Set it to False.")
-    inner = outer.batch_sampler if isinstance(outer, BatchSamplerShard) else outer
+    if getattr(dataloader.batch_sampler, "split_batches", False):
+        return "`split_batches=True` cuts each batch by row counts"
+    inner = _inner_batch_sampler(dataloader)
     if type(inner) is not BatchSampler:
-        raise ConfigurationError(
-            f"`dataloader` has a {type(inner).__name__}, which makes batches of its own; only those of torch's "
-            "BatchSampler can be balanced. Use a random or sequential sampler."
-        )
-    return inner
+        return f"its rows are dealt by a {type(inner).__name__}"
+    if len(lengths) != len(dataloader.dataset):
+        return f"the lengths are those of {len(lengths)} rows, and it has {len(dataloader.dataset)}"
+    return None
+
+
+def _inner_batch_sampler(dataloader: Any) -> Any:
+    outer = dataloader.batch_sampler
+    return outer.batch_sampler if isinstance(outer, BatchSamplerShard) else outer
 
 
 def _with_batch_sampler_inside(dataloader: Any) -> Any:

@@ -6,7 +6,7 @@ dropout or biases, checkpointed with "unsloth", which keeps the inputs of recomp
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .decoder import DecoderShape
@@ -94,6 +94,33 @@ def estimate_memory(
     peak = held + max(layers_kept * layer + loss, layers_kept * layer + backward, step)
     parts = (weights, adapters, gradients, optimizer, reduction * GIB, layer, peak)
     return MemoryEstimate(*(part / GIB for part in parts))
+
+
+def estimate_largest(
+    shape: DecoderShape,
+    tokens: int,
+    layers_kept: int = 0,
+    bits: Bits = 16,
+    lora_rank: int | None = 16,
+    reduction: float = 0.0,
+) -> MemoryEstimate:
+    """Estimates the memory of the piece that needs most, of pieces of up to `tokens` tokens.
+
+    That need not be the largest piece: the logits of one that is just small enough for a single chunk are more than
+    those of a chunk of four times as many tokens.
+
+    Args:
+        shape, tokens, layers_kept, bits, lora_rank, reduction: As of [`estimate_memory`].
+
+    Returns:
+        `MemoryEstimate`: Each part for `tokens`, and the largest peak.
+    """
+    one_chunk = max(1, LOSS_BUDGET // (shape.vocabulary * BUDGETED_BYTES_PER_LOGIT))
+    whole, small = (
+        estimate_memory(shape, size, layers_kept, bits, lora_rank, reduction)
+        for size in (tokens, min(tokens, one_chunk))
+    )
+    return replace(whole, peak=max(whole.peak, small.peak))
 
 
 def adapter_weights(shape: DecoderShape, rank: int) -> int:

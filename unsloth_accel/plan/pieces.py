@@ -11,6 +11,8 @@ from torch import Tensor
 # What Unsloth's and TRL's padding-free collators give, and the dimension along which documents lie.
 _DIMENSIONS = {"input_ids": 1, "labels": 1, "position_ids": 1, "packed_seq_lengths": 0}
 _NEEDED = {"input_ids", "labels", "position_ids"}
+# What TRL's collator gives of padded rows of text.
+_PADDED = {"input_ids", "labels", "attention_mask"}
 _IGNORED = -100
 
 Batch = Mapping[str, Any]
@@ -72,17 +74,40 @@ def _cuts(batches: Sequence[Batch], pieces: int) -> list[int]:
     return [*cuts, len(batches)]
 
 
-def halve(piece: Batch) -> list[dict[str, Tensor]]:
-    """Cuts a padding-free batch between two documents, about in its middle; one document alone stays as it is.
-
-    Waits for the device, which knows where the documents begin.
+def can_be_cut(batch: Any) -> bool:
+    """Whether a batch is padding-free, or padded rows of text and nothing else, so that its parts are known.
 
     Args:
-        piece (`Mapping[str, torch.Tensor]`): A batch of shape `[1, tokens]`.
+        batch: What a collator made.
+    """
+    if is_padding_free(batch):
+        return True
+    if not isinstance(batch, Mapping) or batch.keys() != _PADDED:
+        return False
+    return len({tuple(tensor.shape) for tensor in batch.values()}) == 1
+
+
+def halve(piece: Batch) -> list[dict[str, Tensor]]:
+    """Cuts a batch between two documents or rows, about in its middle; one alone stays as it is.
+
+    Of a padding-free batch it waits for the device, which knows where the documents begin.
+
+    Args:
+        piece (`Mapping[str, torch.Tensor]`): A batch that [`can_be_cut`].
 
     Returns:
         `list[dict[str, torch.Tensor]]`: Two batches, or one.
     """
+    return _halve_documents(piece) if is_padding_free(piece) else _halve_rows(piece)
+
+
+def _halve_rows(piece: Batch) -> list[dict[str, Tensor]]:
+    rows = piece["input_ids"].shape[0]
+    parts = [slice(0, rows // 2), slice(rows // 2, None)] if rows > 1 else [slice(None)]
+    return [{name: value[part] for name, value in piece.items()} for part in parts]
+
+
+def _halve_documents(piece: Batch) -> list[dict[str, Tensor]]:
     tokens = piece["input_ids"].shape[1]
     starts = [start for start in (piece["position_ids"][0] == 0).nonzero()[:, 0].tolist() if 0 < start < tokens]
     if not starts:

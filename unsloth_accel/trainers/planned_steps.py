@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,14 @@ from torch import Tensor
 from ..ddp.reports import Action, RankReport
 from ..patching import Undo
 from ..plan.cost import RowCost
-from ..plan.dataloader import balance_batches
-from ..plan.layers import keep_layers
+from ..plan.dataloader import balance_batches, why_not_balanced
+from ..plan.layers import checkpointed_layers, keep_layers
 from ..plan.lengths import row_lengths
 from ..plan.out_of_memory import compute_apart
-from ..plan.pieces import group, halve, is_padding_free
+from ..plan.pieces import can_be_cut, group, halve, is_padding_free
 from ..ranks.environment import rank
 from ..ranks.logging import log_once
-from ..step_plan import StepPlan
+from ..step_plan import StepPlanRecord
 
 
 # Unsloth's own balancing, https://github.com/unslothai/unsloth/blob/main/unsloth/utils/token_budget.py
@@ -35,62 +36,89 @@ class PlannedSteps:
 
     Args:
         trainer (`trl.SFTTrainer`): Whose steps.
-        plan ([`StepPlan`]): How to compute them.
+        record ([`StepPlanRecord`]): How to compute them.
+        splits (`bool`): Whether a piece that does not fit into memory is cut and computed again.
     """
 
-    def __init__(self, trainer: Any, plan: StepPlan) -> None:
-        self._trainer, self._plan = trainer, plan
-        self._count = plan.pieces
+    def __init__(self, trainer: Any, record: StepPlanRecord, *, splits: bool = True) -> None:
+        self._trainer, self.record, self._splits = trainer, record, splits
         self._reduce: Callable[[], None] | None = None
-        self.cuts = 0
+        self.on_compute: Callable[[], None] = lambda: None
+        self.on_computed: Callable[[], None] = lambda: None
+        self.puts_together = False
+        self._undo_layers: Undo = lambda: None
+        self._kept = 0
+        self.cuts, self.drops_layers = 0, False
         self._waiting = 0
         self._pieces: list[dict[str, Tensor]] = []
         self._has_said_why = False
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether the step that runs is computed at its last micro-batch."""
+        return bool(self._pieces)
+
     def balance(self, dataloader: Any) -> Any:
         """The loader, with the rows of each step dealt to the ranks by cost, or as it was, and why is logged."""
-        if not self._plan.balance:
+        if not self.record.plan.balance:
             return dataloader
         if any(os.environ.get(variable, "0") not in ("", "0") for variable in _UNSLOTH_BALANCES):
             log_once("step plan: Unsloth balances the ranks (UNSLOTH_TOKEN_BALANCE), so rows are dealt as it says")
             return dataloader
         trainer = self._trainer
-        lengths, reason = row_lengths(trainer.train_dataset, trainer.args.max_length)
-        if lengths is None:
+        balanced, reason = balance_rows(
+            trainer, dataloader, trainer.train_dataset, trainer.args.gradient_accumulation_steps
+        )
+        if reason:
             log_once("step plan: rows are dealt by number: %s", reason)
-            return dataloader
-        padded = not getattr(trainer.data_collator, "padding_free", False)
-        cost = RowCost.from_config(trainer.model.config, padded)
-        return balance_batches(dataloader, lengths, cost, trainer.args.gradient_accumulation_steps)
+        return balanced
 
-    def keep_layers(self) -> Undo:
-        """Lets the planned number of layers keep their activations; returns what takes that back."""
-        kept, undo = keep_layers(self._trainer.model, self._plan.layers_kept)
-        pieces = self._plan.pieces or self._trainer.args.gradient_accumulation_steps
-        balanced = "balanced" if self._plan.balance else "as they come"
-        log_once("step plan: rows %s, %d pieces a step at most, %d layers not recomputed", balanced, pieces, kept)
-        return undo
+    def follow(self, record: StepPlanRecord) -> None:
+        """Computes the steps from the next one on as `record` says."""
+        changes_layers = record.plan.layers_kept != self.record.plan.layers_kept
+        self.record = record
+        if changes_layers:
+            self.keep_layers()
+
+    def keep_layers(self) -> None:
+        """Lets the planned number of layers keep their activations."""
+        self.recompute_layers()
+        model = self._trainer.model
+        self.record = replace(self.record, layers=len(checkpointed_layers(model)))
+        self._kept, self._undo_layers = keep_layers(model, self.record.plan.layers_kept)
+
+    def recompute_layers(self) -> None:
+        """Takes back what [`keep_layers`] did."""
+        self._undo_layers()
+        self._kept, self._undo_layers = 0, lambda: None
 
     def reduce_with(self, reduce: Callable[[], None] | None) -> None:
         """Takes what averages the gradients once all pieces are computed; None where DDP does that in backward."""
         self._reduce = reduce
 
     def begin_step(self, batches: Sequence[Any], num_items_in_batch: Any) -> None:
-        """Puts the step's micro-batches together, if they are documents side by side and their loss is a sum."""
+        """Makes the pieces of the step that begins.
+
+        Micro-batches are put together if they are documents side by side; to be computed apart, and again in halves
+        if they do not fit, it is enough that their loss is a sum.
+        """
+        plan = self.record.plan
         self._pieces, self._waiting, self.cuts = [], len(batches), 0
-        pieces = self._count
-        if pieces is None:
-            return
+        self.puts_together = num_items_in_batch is not None and all(map(is_padding_free, batches))
         if num_items_in_batch is None:
             self._log_why("their loss is not divided by the tokens of the whole step")
-        elif not all(map(is_padding_free, batches)):
-            self._log_why(f"they are not padding-free: {_describe(batches[0])}")
-        else:
+        elif self.puts_together and plan.pieces is not None:
+            tokens = sum(batch["input_ids"].shape[1] for batch in batches)
+            pieces = max(plan.pieces, -(-tokens // plan.tokens) if plan.tokens else 1)
             self._pieces = _at_least(pieces, group(batches, pieces))
+        elif all(map(can_be_cut, batches)):
+            self._pieces = _at_least(plan.pieces or 1, [dict(batch) for batch in batches])
+        if plan.pieces is not None and not self.puts_together:
+            self._log_why(f"they are not padding-free: {_describe(batches[0])}")
 
     def _log_why(self, reason: str) -> None:
         if not self._has_said_why:
-            log_once("step plan: micro-batches are computed one by one, because %s", reason)
+            log_once("step plan: micro-batches are not put together, because %s", reason)
         self._has_said_why = True
 
     def training_step(self, step: TrainingStep, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
@@ -110,13 +138,15 @@ class PlannedSteps:
         self._waiting -= 1
         if self._waiting:
             return torch.zeros((), device=self._trainer.args.device)
+        self.on_compute()
         if self._reduce is None:
-            return self._compute(step, model, num_items_in_batch)
+            loss = self._compute(step, model, num_items_in_batch)
+            self.on_computed()
+            return loss
         with self._trainer.accelerator.no_sync(model):
             loss = self._compute_whatever_fits(step, model, num_items_in_batch)
+        self.on_computed()
         self._reduce()
-        if self.cuts and self._trainer.accelerator.num_processes == 1:
-            self._make_more_pieces("0")
         return loss
 
     def _compute(self, step: TrainingStep, model: Any, num_items_in_batch: Any) -> Tensor:
@@ -135,7 +165,8 @@ class PlannedSteps:
         left = self._pieces
         while left:
             piece, *left = left
-            found, error = compute_apart(partial(step, model, piece, num_items_in_batch), parameters)
+            compute = partial(step, model, piece, num_items_in_batch)
+            found, error = compute_apart(compute, parameters) if self._splits else (compute(), "")
             if found is None:
                 left = [*self._cut(piece, error), *left]
             else:
@@ -144,39 +175,70 @@ class PlannedSteps:
 
     def _cut(self, piece: dict[str, Tensor], error: str) -> list[dict[str, Tensor]]:
         halves = halve(piece)
-        tokens = piece["input_ids"].shape[1]
-        if len(halves) == 1:
+        if len(halves) == 1 and self._kept:
+            self.recompute_layers()
+            self.drops_layers = True
+        elif len(halves) == 1:
+            tokens = piece["input_ids"].shape[1]
             raise torch.OutOfMemoryError(
-                f"One row of {tokens} tokens does not fit into memory by itself on rank {rank()}. Lower `max_length`, "
-                f"recompute all layers (`layers_kept=0`), or load the model in 4 bit. {error}"
+                f"One row of {tokens} tokens does not fit into memory by itself on rank {rank()}, with every layer "
+                f"recomputed. Lower `max_length`, or load the model in 4 bit. {error}"
             )
         self.cuts += 1
         return halves
 
     # What the ranks tell each other of it
 
-    columns: tuple[str, ...] = ("pieces_cut",)
+    columns: tuple[str, ...] = ("pieces_cut", "layers_dropped")
 
     def report(self) -> Mapping[str, float | Tensor]:
-        """How often this rank had to cut a piece in this step."""
-        return {"pieces_cut": self.cuts}
+        """How often this rank had to cut a piece in this step, and whether it had to recompute all layers."""
+        return {"pieces_cut": self.cuts, "layers_dropped": self.drops_layers}
 
     def decide(self, ranks: Sequence[RankReport]) -> Action | None:
         """If a rank had to cut, all make twice the pieces from the next step on."""
         cut = [str(number) for number, report in enumerate(ranks) if report.values["pieces_cut"]]
-        return partial(self._make_more_pieces, ", ".join(cut)) if cut else None
+        drops_layers = any(report.values["layers_dropped"] for report in ranks)
+        return partial(self._make_smaller_pieces, ", ".join(cut), drops_layers) if cut else None
 
-    def _make_more_pieces(self, where: str) -> None:
-        self.cuts = 0
-        self._count = 2 * (self._count or 1)
-        log_once("step plan: rank %s ran out of memory; from now on %d pieces a step", where, self._count)
+    def _make_smaller_pieces(self, where: str, drops_layers: bool) -> None:
+        plan = self.record.plan
+        smaller = replace(
+            plan,
+            pieces=2 * (plan.pieces or self._trainer.args.gradient_accumulation_steps),
+            tokens=plan.tokens and max(1, plan.tokens // 2),
+            layers_kept=0 if drops_layers else plan.layers_kept,
+        )
+        self.drops_layers = False
+        self.follow(replace(self.record, plan=smaller, reason=f"rank {where} ran out of memory"))
+        log_once("step plan: %s", self.record)
+
+
+def balance_rows(trainer: Any, dataloader: Any, dataset: Any, accumulation: int) -> tuple[Any, str]:
+    """Deals the rows of each step to the ranks by cost, each row once, where that is possible.
+
+    Args:
+        trainer (`trl.SFTTrainer`): Whose collator and model say what rows cost.
+        dataloader (`DataLoader`): What it made for `dataset`.
+        dataset (`datasets.Dataset`): The rows, prepared.
+        accumulation (`int`): The micro-batches of a rank in a step.
+
+    Returns:
+        `tuple[DataLoader, str]`: The loader to iterate over, and why its rows are dealt by number, or nothing.
+    """
+    lengths, reason = row_lengths(dataset, trainer.args.max_length)
+    against = reason if lengths is None else why_not_balanced(dataloader, lengths)
+    if lengths is None or against:
+        return dataloader, str(against)
+    padded = not getattr(trainer.data_collator, "padding_free", False)
+    return balance_batches(dataloader, lengths, RowCost.from_config(trainer.model.config, padded), accumulation), ""
 
 
 def _at_least(count: int, pieces: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Cuts the longest pieces, where there are fewer than `count`, which micro-batches that are too large need."""
     whole: list[dict[str, Tensor]] = []  # single documents
     while pieces and len(whole) + len(pieces) < count:
-        pieces.sort(key=lambda piece: piece["input_ids"].shape[1])
+        pieces.sort(key=lambda piece: piece["input_ids"].numel())
         halves = halve(pieces.pop())
         (pieces if len(halves) > 1 else whole).extend(halves)
     return [*whole, *pieces]

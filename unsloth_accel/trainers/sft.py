@@ -2,18 +2,23 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..ddp.reports import StepMember
+from ..ddp.reports import RankReport, StepMember
 from ..fixes import apply_loading_fixes
 from ..imports import load_unsloth
-from ..patching import Undo, replace_attribute
+from ..patching import replace_attribute
 from ..ranks.logging import log_once
-from ..step_plan import StepPlan
+from ..step_plan import StepPlanRecord
+from .evaluation import TokenWeightedLoss
 from .mixin import UnslothAcceleratedTrainerMixin
-from .planned_steps import PlannedSteps
+from .plan_choice import AS_GIVEN, is_searched, plan_asked_for
+from .plan_search import PlanSearch
+from .planned_steps import PlannedSteps, balance_rows
 from .sft_metrics import SFTMetrics
 
 
@@ -47,15 +52,32 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
 
     _sft_metrics: SFTMetrics | None = None
     _planned: PlannedSteps | None = None
-    _undo_layers: Undo = staticmethod(lambda: None)
+    _search: PlanSearch | None = None
+    _weighed: TokenWeightedLoss | None = None  # while an evaluation runs
+    _steps_alone = False  # whether a step has begun whose reports nobody else hears
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(self.plugin.plan, StepPlan) and self._loss_is_ours():
-            self._planned = PlannedSteps(self, self.plugin.plan)
+        asked = plan_asked_for(self)
+        if asked is not None and self._loss_is_ours():
+            self._planned = PlannedSteps(self, asked, splits=self.plugin.on_oom == "split")
+            if is_searched(self):
+                assert self.plugin.memory_margin is not None, "has a default"
+                self._search = PlanSearch(self, self._planned, self.plugin.memory_margin)
+
+    @property
+    def step_plan(self) -> StepPlanRecord:
+        """How the steps are computed, and why; while a plan is looked for, what is tried."""
+        return AS_GIVEN if self._planned is None else self._planned.record
 
     def _loss_is_ours(self) -> bool:
-        """Whether the loss is TRL's sum over tokens, computed in a `training_step` of transformers."""
+        """Whether the loss is TRL's sum over tokens, computed in a `training_step` of transformers; logs if not."""
+        replaced = self._replaced()
+        if replaced:
+            log_once("step plan: not used, because the trainer has %s of its own", " and ".join(replaced))
+        return not replaced
+
+    def _replaced(self) -> list[str]:
         ours = UnslothAcceleratedSFTTrainer
         replaced = [
             name for name in ("compute_loss", "training_step") if getattr(type(self), name) is not getattr(ours, name)
@@ -64,22 +86,75 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
             replaced.append("compute_loss_func")
         if getattr(self, "aux_loss_enabled", False):
             replaced.append("the auxiliary loss of its experts")
-        if replaced:
-            log_once("step plan: not used, because the trainer has %s of its own", " and ".join(replaced))
-        return not replaced
+        return replaced
 
     def get_train_dataloader(self) -> Any:
         """As in transformers, with the rows of each step dealt to the ranks as the plan says."""
         dataloader = super().get_train_dataloader()
         return dataloader if self._planned is None else self._planned.balance(dataloader)
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+    # Evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in transformers, with each row on one rank alone, where only the loss is wanted."""
+        dataloader = super().get_eval_dataloader(eval_dataset)
+        if self.gradient_sync is None or not self._weighs_by_tokens(self.compute_metrics is None):
+            return dataloader
+        return balance_rows(self, dataloader, dataloader.dataset, accumulation=1)[0]
+
+    def _weighs_by_tokens(self, prediction_loss_only: bool | None) -> bool:
+        """Whether an evaluation is ours: that of several ranks, or of one with a plan."""
+        ours = self.gradient_sync is not None or self._planned is not None
+        return bool(ours and prediction_loss_only and not self._replaced())
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As in transformers; the loss is the mean over all labelled tokens of all ranks."""
+        loop = partial(
+            super().evaluation_loop, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        if not self._weighs_by_tokens(prediction_loss_only):
+            return loop()
+        self._weighed = TokenWeightedLoss(self, splits=self.plugin.on_oom == "split")
+        try:
+            output = loop()
+            self._weighed.put_into(output.metrics, metric_key_prefix)
+        finally:
+            self._weighed = None
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
+        """As in TRL; a batch that does not fit into memory is computed in parts."""
+        predict = super().prediction_step
+        if self._weighed is None:
+            return predict(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with self._metrics_stay_local():
+            loss = self._weighed.step(lambda batch: predict(model, dict(batch), True, ignore_keys)[0], inputs)
+        return loss, None, None
+
+    # Steps
+
+    def _prepare_for_training(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(max_steps, *args, **kwargs)
         if self._planned is not None:
-            self._undo_layers = self._planned.keep_layers()
             run = self._run
             alone = self.accelerator.num_processes == 1
             self._planned.reduce_with(run.reduce if run and run.deferred else (lambda: None) if alone else None)
+            self._planned.keep_layers()
+            self._steps_alone = False
+        if self._search is not None:
+            self._search.start(max_steps)
+        elif self._planned is not None:
+            log_once("step plan: %s", self.step_plan)
         return prepared
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -87,14 +162,30 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._undo_layers()
+            if self._planned is not None:
+                self._planned.recompute_layers()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers."""
+        if self._steps_alone:
+            self._settle_alone()
         batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
         if self._planned is not None:
             self._planned.begin_step(batches, num_items_in_batch)
+            self._steps_alone = self.accelerator.num_processes == 1
+        if self._search is not None:
+            self._search.begin_step(batches)
         return batches, num_items_in_batch
+
+    def _settle_alone(self) -> None:
+        """On one rank nothing is exchanged: it concludes from its own report what several would from theirs."""
+        if self._search is not None and not self._search.is_done and self.args.device.type == "cuda":
+            torch.cuda.synchronize(self.args.device)  # the times of the last step are read
+        members = list(self._plan_members())
+        values = {name: float(value) for member in members for name, value in member.report().items()}
+        for action in [member.decide([RankReport(False, 0.0, 0.0, 0.0, values)]) for member in members]:
+            if action is not None:
+                action()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As in transformers; with a plan, what is computed when is up to it."""
@@ -106,8 +197,13 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         yield from super()._step_members()
         self._sft_metrics = SFTMetrics(self, self.args.gradient_accumulation_steps)
         yield self._sft_metrics
+        yield from self._plan_members()
+
+    def _plan_members(self) -> Iterator[StepMember]:
         if self._planned is not None:
             yield self._planned
+        if self._search is not None:
+            yield self._search
 
     def _begin_step(self, batches: list[Any]) -> None:
         super()._begin_step(batches)

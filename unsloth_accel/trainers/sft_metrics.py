@@ -10,9 +10,9 @@ from ..ddp.reports import Action, RankReport
 
 
 # What TRL logs per micro-batch: means over the labelled tokens of all ranks, and a mean over the ranks.
-_TOKEN_MEANS = ("entropy", "mean_token_accuracy")
+TOKEN_MEANS = ("entropy", "mean_token_accuracy")
 _RANK_MEANS = ("aux_loss",)
-_METRICS = _TOKEN_MEANS + _RANK_MEANS
+_METRICS = TOKEN_MEANS + _RANK_MEANS
 
 
 class SFTMetrics:
@@ -51,7 +51,7 @@ class SFTMetrics:
         logged = self._trainer._metrics["train"]
         if labels is not None and not self.is_full and any(name in logged for name in _METRICS):
             metrics = {name: logged[name][-1] for name in _METRICS if name in logged}
-            self._noted.append({"labelled": float((labels[..., 1:] != -100).sum()), **metrics})
+            self._noted.append({"labelled": float(count_labelled(labels)), **metrics})
 
     def report(self) -> Mapping[str, float | Tensor]:
         """This rank's metrics of each micro-batch."""
@@ -75,9 +75,14 @@ class SFTMetrics:
         self._noted, self._tokens = [], 0.0
 
 
+def count_labelled(labels: Tensor) -> Tensor:
+    """The tokens of a batch that are predicted, a scalar; the first of a row has nothing before it."""
+    return (labels[..., 1:] != -100).sum()
+
+
 def _mean(ranks: Sequence[RankReport], name: str, slot: int) -> float:
     """The mean of one metric of one micro-batch as TRL gathers it."""
-    weights = [report.values[f"labelled_{slot}"] if name in _TOKEN_MEANS else 1.0 for report in ranks]
+    weights = [report.values[f"labelled_{slot}"] if name in TOKEN_MEANS else 1.0 for report in ranks]
     total = sum(weights)
     weighted = sum(w * report.values[f"{name}_{slot}"] for w, report in zip(weights, ranks, strict=True))
     return weighted / total if total else 0.0

@@ -1,0 +1,54 @@
+"""An evaluation's loss is the mean over its tokens, however they fall into batches and ranks."""
+
+from pathlib import Path
+
+import pytest
+
+from harness import ROOT, launch
+from trajectories import Run, read_runs
+
+
+WORKER = ROOT / "tests" / "workers" / "evaluation.py"
+CASES = ["plan=auto", "rows=5,plan=auto", "padding_free=no,plan=auto", "padding_free=no,plan=auto,rows=1"]
+OUT_OF_MEMORY = ["plan=auto,rows=4,limit=150", "padding_free=no,plan=auto,rows=4,limit=150"]
+RAISED = "plan=auto,rows=4,limit=150,on_oom=raise"
+# A mean of some 400 losses in float32, added up in another order.
+FLOAT32 = 1e-6
+
+pytestmark = pytest.mark.gloo
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[int, dict[str, Run]]:
+    found = {}
+    for ranks, cases in ((1, [*CASES, RAISED]), (2, [*CASES, *OUT_OF_MEMORY]), (4, CASES)):
+        out = tmp_path_factory.mktemp("evaluation") / f"{ranks}"
+        launch(WORKER, tiny_model, out, *cases, num_processes=ranks, timeout=280)
+        found[ranks] = read_runs(out)
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_the_loss_is_that_of_one_rank(case: str, ranks: int, runs: dict[int, dict[str, Run]]) -> None:
+    run, reference = runs[ranks][case], runs[1][CASES[0]]
+    assert "error" not in run, run.get("at")
+    assert run["loss"] == pytest.approx(reference["loss"], rel=FLOAT32)
+    assert run["again"] == pytest.approx(reference["loss"], rel=FLOAT32)
+    if run["accuracy"] is not None:
+        assert run["accuracy"] == pytest.approx(reference["accuracy"], rel=FLOAT32)
+    assert sum(run["tokens"]) == sum(reference["tokens"]), "no row twice"
+
+
+@pytest.mark.parametrize("case", OUT_OF_MEMORY)
+def test_a_batch_that_does_not_fit_is_computed_in_parts(case: str, runs: dict[int, dict[str, Run]]) -> None:
+    run, reference = runs[2][case], runs[1][CASES[0]]
+    assert "error" not in run, run.get("at")
+    assert run["loss"] == pytest.approx(reference["loss"], rel=FLOAT32)
+    if run["accuracy"] is not None:
+        assert run["accuracy"] == pytest.approx(reference["accuracy"], rel=FLOAT32)
+    assert run["forwards"][1] > run["forwards"][0], "the last rank computed some batches in parts"
+
+
+def test_or_the_error_is_raised(runs: dict[int, dict[str, Run]]) -> None:
+    assert runs[1][RAISED]["error"].startswith("OutOfMemoryError: CUDA out of memory")

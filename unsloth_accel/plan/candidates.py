@@ -1,0 +1,87 @@
+"""Which pieces and how many kept layers fit into memory, and which of those to begin with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..step_plan import PlanCandidate
+
+
+# A piece of so many tokens keeps a large GPU busy: where pieces have fewer, a step takes as long as its kernels take
+# to launch, and fewer pieces are faster. Measured on H200: a 3b model takes 370 ms for 8192 tokens and at least 300 ms
+# for any (docs/step_plan.md).
+BUSY_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class MemoryFigures:
+    """What the fullest rank has, and what a piece needs; measured in a step of micro-batches as given.
+
+    Args:
+        room (`float`): Bytes that pieces may use.
+        work (`float`): Bytes that a token of the measured micro-batch needed with every layer recomputed.
+        layer (`float`): Bytes that a layer keeps for each token, if it is not recomputed.
+        measured_tokens (`float`): The tokens of the measured micro-batch. One with fewer needs no less than it did.
+    """
+
+    room: float
+    work: float
+    layer: float
+    measured_tokens: float
+
+    def layers_that_fit(self, tokens: float, layers: int) -> int:
+        """How many layers can be kept in a piece of so many tokens; -1 if not even none."""
+        left = self.room - self.work * max(tokens, self.measured_tokens)
+        if left < 0:
+            return -1
+        return layers if self.layer <= 0 else min(layers, int(left / (self.layer * tokens)))
+
+    def tokens_that_fit(self, layers_kept: int) -> int:
+        """The most tokens of a piece that keeps so many layers."""
+        return int(self.room / (self.work + layers_kept * self.layer))
+
+
+def candidates(
+    memory: MemoryFigures | None, tokens: float, longest_row: int, rows: int, layers: int
+) -> list[PlanCandidate]:
+    """The plans that fit: from the fewest pieces on, each with the most layers; more pieces only for more layers.
+
+    Args:
+        memory (`MemoryFigures`, *optional*): None where nothing limits, as on the CPU.
+        tokens (`float`): The most tokens that a rank is expected to have in a step.
+        longest_row (`int`): The most tokens of a row, which is never cut.
+        rows (`int`): The rows of a rank in a step.
+        layers (`int`): The layers that can be kept.
+
+    Returns:
+        `list[PlanCandidate]`: At least one; the first has the fewest pieces. Micro-batches as given, all layers
+        recomputed, if nothing else fits.
+    """
+    if memory is None:
+        return [PlanCandidate(pieces=1, tokens=None, layers_kept=layers)]
+    found: list[PlanCandidate] = []
+    pieces = 1
+    while pieces <= rows and not (found and found[-1].layers_kept == layers):
+        kept = memory.layers_that_fit(max(tokens / pieces, longest_row, 1), layers)
+        if kept > (found[-1].layers_kept if found else -1):
+            found.append(PlanCandidate(pieces=pieces, tokens=memory.tokens_that_fit(kept), layers_kept=kept))
+        pieces *= 2
+    return found or [PlanCandidate(pieces=None, tokens=None, layers_kept=0)]
+
+
+def micro_batch_candidate(memory: MemoryFigures, tokens: int | None, layers: int) -> PlanCandidate:
+    """The plan for micro-batches that cannot be put together.
+
+    Args:
+        memory (`MemoryFigures`): What there is.
+        tokens (`int`, *optional*): The most tokens of a micro-batch, padding included. None: not known, so no layer
+            is kept.
+        layers (`int`): The layers that can be kept.
+    """
+    kept = 0 if tokens is None else max(0, memory.layers_that_fit(tokens, layers))
+    return PlanCandidate(pieces=None, tokens=None, layers_kept=kept)
+
+
+def first_choice(found: Sequence[PlanCandidate], tokens: float) -> int:
+    """The index of the one to use untuned: the most layers whose pieces still keep a GPU busy, else fewest pieces."""
+    busy = [index for index, one in enumerate(found) if one.pieces and tokens / one.pieces >= BUSY_TOKENS]
+    return busy[-1] if busy else 0
