@@ -15,17 +15,18 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors
 _FOLDER = re.compile(r"checkpoint-(\d+)(\.incomplete)?")
 
 
-def newest_complete(output_dir: str, with_optimizer: bool) -> Path | None:
+def newest_complete(output_dir: str, with_optimizer: bool, limit: int | None = None) -> Path | None:
     """Looks through the checkpoints in `output_dir`, the newest first, and logs why it skips one. Deletes nothing.
 
     Args:
         output_dir (`str`): Where the checkpoints are; need not exist.
         with_optimizer (`bool`): Whether a checkpoint of stock transformers must have more than weights.
+        limit (`int`, *optional*): The step after which none is looked at.
 
     Returns:
         `Path`, *optional*: The checkpoint; None if there is no complete one.
     """
-    for folder in _newest_first(Path(output_dir)):
+    for folder in _newest_first(Path(output_dir), limit):
         reason = _why_not(folder, with_optimizer)
         if reason is None:
             return folder
@@ -33,11 +34,11 @@ def newest_complete(output_dir: str, with_optimizer: bool) -> Path | None:
     return None
 
 
-def _newest_first(output_dir: Path) -> Iterator[Path]:
+def _newest_first(output_dir: Path, limit: int | None) -> Iterator[Path]:
     """By step; of one step the finished checkpoint before what was left of writing it anew."""
     found = [(_FOLDER.fullmatch(path.name), path) for path in output_dir.glob("checkpoint-*") if path.is_dir()]
     by_step = [(int(match[1]), match[2] is None, path) for match, path in found if match]
-    return (path for _, _, path in sorted(by_step, reverse=True))
+    return (path for step, _, path in sorted(by_step, reverse=True) if limit is None or step <= limit)
 
 
 def _why_not(folder: Path, with_optimizer: bool) -> str | None:
