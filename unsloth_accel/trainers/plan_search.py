@@ -65,6 +65,7 @@ class PlanSearch:
         if tuner.is_done:
             self._tuner = None
             log_once("step plan: %s", tuner.record)
+            self._trainer.record_event("plan", plan=asdict(tuner.record))
 
     @property
     def is_done(self) -> bool:

@@ -15,7 +15,7 @@ from ..plan.cost import RowCost
 from ..plan.dataloader import balance_batches, why_not_balanced
 from ..plan.layers import checkpointed_layers, keep_layers
 from ..plan.lengths import row_lengths
-from ..plan.out_of_memory import compute_apart
+from ..plan.out_of_memory import compute_apart, is_out_of_memory
 from ..plan.pieces import can_be_cut, group, halve, is_padding_free
 from ..ranks.environment import rank
 from ..ranks.logging import log_once
@@ -150,13 +150,22 @@ class PlannedSteps:
         return loss
 
     def _compute(self, step: TrainingStep, model: Any, num_items_in_batch: Any) -> Tensor:
-        """All pieces; the last one's backward ends with the reduction of DDP."""
+        """All pieces; the last one's backward ends with the reduction of DDP, so none can be computed again."""
         *first, last = self._pieces
         loss = torch.zeros((), device=self._trainer.args.device)
-        for piece in first:
-            with self._trainer.accelerator.no_sync(model):
-                loss += step(model, piece, num_items_in_batch)
-        return loss + step(model, last, num_items_in_batch)
+        try:
+            for piece in first:
+                with self._trainer.accelerator.no_sync(model):
+                    loss += step(model, piece, num_items_in_batch)
+            return loss + step(model, last, num_items_in_batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise torch.OutOfMemoryError(
+                f"Rank {rank()} ran out of memory while DDP averaged the gradients, so that the step cannot be computed "
+                "again. Go on from the last checkpoint with `plan='keep'`, a larger `memory_margin`, or "
+                f"`gradient_sync='deferred'`. {error}"
+            ) from error
 
     def _compute_whatever_fits(self, step: TrainingStep, model: Any, num_items_in_batch: Any) -> Tensor:
         """All pieces; one that does not fit into memory is cut in two and computed again, without the other ranks."""
@@ -197,11 +206,11 @@ class PlannedSteps:
 
     def decide(self, ranks: Sequence[RankReport]) -> Action | None:
         """If a rank had to cut, all make twice the pieces from the next step on."""
-        cut = [str(number) for number, report in enumerate(ranks) if report.values["pieces_cut"]]
+        cut = [number for number, report in enumerate(ranks) if report.values["pieces_cut"]]
         drops_layers = any(report.values["layers_dropped"] for report in ranks)
-        return partial(self._make_smaller_pieces, ", ".join(cut), drops_layers) if cut else None
+        return partial(self._make_smaller_pieces, cut, drops_layers) if cut else None
 
-    def _make_smaller_pieces(self, where: str, drops_layers: bool) -> None:
+    def _make_smaller_pieces(self, ranks: Sequence[int], drops_layers: bool) -> None:
         plan = self.record.plan
         smaller = replace(
             plan,
@@ -210,8 +219,10 @@ class PlannedSteps:
             layers_kept=0 if drops_layers else plan.layers_kept,
         )
         self.drops_layers = False
+        where = ", ".join(map(str, ranks))
         self.follow(replace(self.record, plan=smaller, reason=f"rank {where} ran out of memory"))
         log_once("step plan: %s", self.record)
+        self._trainer.record_event("split", ranks=list(ranks), pieces=smaller.pieces)
 
 
 def balance_rows(trainer: Any, dataloader: Any, dataset: Any, accumulation: int) -> tuple[Any, str]:
