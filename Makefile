@@ -3,7 +3,7 @@
 # make check  lint, format, types, layers          make coverage   what the tests reach
 # make soak   the tests that draw at random, with hundreds of draws
 # make any-cpu   every test as on other CPUs and on a busy machine (FILES=... for some)
-# make browser-test   the notebooks in a real browser (installs Debian's chromium)
+# make browser-test   the notebooks and the report in a real browser (installs Debian's chromium)
 #
 # They install what they need into .venv first. Where nothing can be installed, `VENV=` uses a Python that has it all:
 #   make test VENV= PYTHON=/path/to/python
@@ -66,11 +66,11 @@ check: $(INSTALLED)
 	$(PY) -m mypy
 	$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
-# The notebooks in JupyterLab in a real Chromium; the screenshots are in build/browser/.
+# The notebooks in JupyterLab, and a report, in a real Chromium; the screenshots are in build/browser/.
 browser-test: $(INSTALLED)
 	apt-get install --yes --quiet chromium
 	npm install --silent --prefix build/playwright playwright-core
-	NODE_PATH=build/playwright/node_modules $(PYTEST) tests/docs/test_browser.py
+	NODE_PATH=build/playwright/node_modules $(PYTEST) tests/docs/test_browser.py tests/report/test_browser.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .coverage* .*_cache outputs

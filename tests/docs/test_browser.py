@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from browser import find_chromium
 from harness import ROOT, free_port
 from notebook_kernel import NOTEBOOKS, environment
 
@@ -25,24 +26,8 @@ DRIVER = Path(__file__).parents[1] / "workers" / "browser.mjs"
 
 
 @pytest.fixture(scope="module")
-def chromium() -> str | None:
-    """The browser's path; skips with all that is missing."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    node = shutil.which("node")
-    found = {
-        "chromium": browser is not None,
-        "node": node is not None,
-        "jupyterlab": find_spec("jupyterlab") is not None,
-        "playwright-core (npm, on NODE_PATH)": node is not None and _has_playwright(node),
-    }
-    missing = [name for name, there in found.items() if not there]
-    if missing:
-        pytest.skip(f"no {', no '.join(missing)}: run `make browser-test`")
-    return browser
-
-
-def _has_playwright(node: str) -> bool:
-    return subprocess.run([node, "-e", "require('playwright-core')"], capture_output=True, check=False).returncode == 0
+def chromium() -> str:
+    return find_chromium(jupyterlab=find_spec("jupyterlab") is not None)
 
 
 @pytest.fixture(scope="module")
