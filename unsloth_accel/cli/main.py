@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import UnslothAccelError
-from . import bench, config, doctor, report
+from . import bench, config, doctor, plan, report
 
 
 # Each is a module with `add_parser(subparsers)`, which sets the default `run`: a function from the parsed arguments to
 # the exit code. What is heavy to import is imported inside `run`, so that `--help` stays fast.
-COMMANDS = (config, doctor, bench, report)
+COMMANDS = (config, doctor, plan, bench, report)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -25,6 +25,15 @@ def examine(launch: bool) -> Iterator[Finding]:
     """
     for check in (check_python, check_versions, check_disk, check_shared_memory, check_compiled_cache):
         yield from _run(check)
+    yield from _run(partial(check_imported, launch))
+
+
+def check_imported(launch: bool) -> Iterator[Finding]:
+    """What can only be asked where everything is imported.
+
+    Args:
+        launch (`bool`): Whether to start ranks.
+    """
     survey = take_survey()
     for ask in (check_imports, check_gpus, check_links, check_launch_config, check_attention, check_fixes):
         yield from _run(partial(ask, survey))

@@ -110,7 +110,7 @@ def _how_it_ended(code: int | None, timeout: float, log: Path) -> str:
 
 def _read(path: Path, end: str) -> Survey:
     answers, errors, last = {}, {}, ""
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text().split("\n")[:-1] if path.exists() else ():  # what is behind the last is half a line
         said = json.loads(line)
         last = said["question"]
         if "answer" in said:

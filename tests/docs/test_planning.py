@@ -1,0 +1,76 @@
+"""docs/planning.md and docs/doctor.md: their commands are run, and print what the pages show."""
+
+import json
+import os
+import random
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import ON_CPU, ROOT
+
+
+PLANNING = (ROOT / "docs" / "planning.md").read_text()
+DOCTOR = (ROOT / "docs" / "doctor.md").read_text()
+LLAMA_3B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """With the model and the rows of the page."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA_3B))
+    draw = random.Random(1)
+    lengths = (max(8, min(2048, int(draw.lognormvariate(5.8, 0.9)))) for _ in range(20_000))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"input_ids": [1] * count}) + "\n" for count in lengths))
+    return tmp_path
+
+
+def run(command: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """A command of this package, as a shell would start it."""
+    program, *arguments = shlex.split(command)
+    assert program == "unsloth-accel"
+    start = [sys.executable, "-c", "import sys; from unsloth_accel.cli.main import main; sys.exit(main())"]
+    env = os.environ | ON_CPU | {"HF_HOME": str(folder / "home")}
+    return subprocess.run(
+        [*start, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@pytest.mark.cpu
+def test_the_plans_of_the_page_are_those_that_are_printed(folder: Path) -> None:
+    shown = re.findall(r"```bash\n(unsloth-accel .*)\n```\n\n```text\n(.*?)```", PLANNING, re.DOTALL)
+    assert len(shown) == 2
+    for (command, output), code in zip(shown, (0, 1), strict=True):
+        done = run(command, folder)
+        assert (done.stdout, done.returncode) == (output, code), done.stderr
+
+
+@pytest.mark.gloo
+def test_the_doctor_of_the_page_runs(tmp_path: Path) -> None:
+    commands = re.findall(r"```bash\n(.*)\n```", DOCTOR)
+    plain, launching = (run(command, tmp_path) for command in commands)
+    assert plain.returncode == launching.returncode == 0
+    checks = {finding["check"] for finding in json.loads(launching.stdout)["findings"]}
+    for named in re.findall(r"^\| (`.*?) \|", DOCTOR, re.MULTILINE):
+        for check in re.findall(r"`([\w-]+(?: \w+)?)(?: \.\.\.)?`", named):
+            assert any(found.startswith(check.removesuffix(" 0")) for found in checks), check
+    assert plain.stdout.count("\n") > len(checks)
+
+
+@pytest.mark.usefixtures("model_libraries")
+def test_the_errors_of_the_page_are_those_of_the_measured_runs() -> None:
+    assert runpy.run_path(str(ROOT / "benchmarks" / "plan_accuracy.py"))["table"]() in PLANNING

@@ -1,0 +1,1 @@
+"""What a run will need and take, from sizes and lengths alone: no GPU, no weights."""
