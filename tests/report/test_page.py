@@ -183,6 +183,8 @@ def test_only_what_is_known_is_drawn(tmp_path: Path) -> None:
     write(tmp_path, [start(gpu=None), *(step(number, BEGAN + number, **unknown) for number in (1, 2, 3))])
     report = write_report(tmp_path)
     assert [picture.stem for picture in report.pictures] == ["step_time", "waiting", "time"]
+    assert "Tokens" not in report.markdown
+    assert "Imbalance" not in report.markdown
     assert "Events" not in Page(report.page).words
 
 

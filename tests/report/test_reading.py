@@ -98,6 +98,27 @@ def test_of_a_resumed_run_the_later_steps_count_and_what_was_beyond_its_start_is
     assert restart.text == "resumed at step 1 after 10.0 s; 2 steps computed again"
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_started_again(tmp_path: Path) -> None:
+    run = read_run(write(tmp_path, [*three_steps(), start(0, BEGAN + 13), step(1, BEGAN + 14)]))
+    assert run.events[-1].text == "started again after 10.0 s; 3 steps computed again"
+    assert run.steps.number.tolist() == [1]
+
+
+def test_of_runs_into_one_folder_the_last_one_counts(tmp_path: Path) -> None:
+    later = BEGAN + 1000
+    lines = [*three_steps(), end(3, BEGAN + 4), start(0, later), step(1, later + 1), end(1, later + 1)]
+    run = read_run(write(tmp_path, lines))
+    assert run.steps.number.tolist() == [1]
+    assert (run.began, run.seconds, run.idle) == (later, 1.0, ())
+    assert run.notes == ("The folder was trained into 2 times; this is the last run.",)
+
+
+def test_a_run_that_ended_can_be_trained_further(tmp_path: Path) -> None:
+    run = read_run(write(tmp_path, [*three_steps(), end(3, BEGAN + 4), start(3, BEGAN + 9), step(4, BEGAN + 10)]))
+    assert run.steps.number.tolist() == [1, 2, 3, 4]
+    assert run.events[-1].text == "resumed at step 3 after 5.0 s"
+
+
 def test_a_step_whose_successor_is_lost_keeps_its_wait(tmp_path: Path) -> None:
     run = read_run(write(tmp_path, [*three_steps(), start(2, BEGAN + 13), step(3, BEGAN + 14)]))
     assert run.steps.wait_seconds[1].tolist() == [0.1, 0.0]

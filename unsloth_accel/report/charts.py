@@ -50,7 +50,7 @@ class Kind:
 
 
 def _counts_tokens(run: Run) -> bool:
-    return bool(run.steps.all_tokens.any())  # a trainer that generates its rows counts none
+    return bool(run.steps.all_tokens.any())
 
 
 def _logs_loss(run: Run) -> bool:

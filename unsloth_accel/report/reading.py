@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise ConfigurationError(f"`RUN` must hold {METRICS}, and {folder} does not. {HOW}.")
     lines, notes = read_lines(path)
+    lines = last_run(lines, notes)
     lives = _Lives()
     for line in lines:
         lives.add(line)
@@ -63,6 +65,19 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         else:
             lines.append(line)
     return lines, notes
+
+
+def last_run(lines: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
+    """The lines since a run began anew where another one had ended: it trained into the same folder."""
+    anew = [
+        at
+        for at, (before, line) in enumerate(pairwise(lines), start=1)
+        if before["event"] == "end" and line["event"] == "start" and line["step"] == 0
+    ]
+    if not anew:
+        return lines
+    notes.append(f"The folder was trained into {len(anew) + 1} times; this is the last run.")
+    return lines[anew[-1] :]
 
 
 def _parse(text: str) -> dict[str, Any] | None:

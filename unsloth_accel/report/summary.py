@@ -77,16 +77,21 @@ def warm(run: Run) -> Array:
     return chosen if chosen.any() else np.ones_like(chosen)
 
 
+def tokens(run: Run) -> float:
+    """The tokens of all ranks; a trainer that generates its rows counts none."""
+    return float(run.steps.all_tokens.sum()) or np.nan
+
+
 def tokens_per_second(run: Run) -> float:
     """The tokens of the warm steps, divided by their time."""
     chosen = warm(run)
-    return float(run.steps.all_tokens[chosen].sum() / run.steps.seconds[chosen].sum())
+    return float(run.steps.all_tokens[chosen].sum() / run.steps.seconds[chosen].sum()) or np.nan
 
 
 def tokens_per_second_and_gpu(run: Run) -> float:
     """The same, divided by the ranks at work in each step."""
     steps, chosen = run.steps, warm(run)
-    return float(steps.all_tokens[chosen].sum() / (steps.seconds * steps.ranks)[chosen].sum())
+    return float(steps.all_tokens[chosen].sum() / (steps.seconds * steps.ranks)[chosen].sum()) or np.nan
 
 
 def median_step(run: Run) -> float:
@@ -102,10 +107,7 @@ def padding(run: Run) -> float:
 
 def imbalance(run: Run) -> float:
     """The tokens of the rank with most in each step, divided by the mean of the ranks."""
-    steps = run.steps
-    if not steps.all_tokens.any():
-        return np.nan
-    return float((nan_max(steps.tokens) * steps.ranks).sum() / steps.all_tokens.sum())
+    return float((nan_max(run.steps.tokens) * run.steps.ranks).sum()) / tokens(run)
 
 
 def waiting(run: Run) -> float:
@@ -168,7 +170,7 @@ def time_spent(run: Run) -> dict[str, float]:
 
 SPEED = "all steps but the first after each start, which compiles and allocates"
 KINDS = [
-    Kind("Tokens", lambda run: run.steps.all_tokens.sum(), "{:,.0f}", "without padding, of the steps that were kept"),
+    Kind("Tokens", tokens, "{:,.0f}", "without padding, of the steps that were kept"),
     Kind("Tokens/s", tokens_per_second, "{:,.0f}", f"without padding, on all ranks; {SPEED}"),
     Kind("Tokens/s per GPU", tokens_per_second_and_gpu, "{:,.0f}", "the same, divided by the ranks at work"),
     Kind("Step time", median_step, "{:,.0f} ms", f"the median; {SPEED}"),

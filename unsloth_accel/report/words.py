@@ -33,7 +33,8 @@ def describe_start(start: Mapping[str, Any]) -> str:
 
 def describe_restart(start: Mapping[str, Any], before: Mapping[str, Any], lost: int, idle: float) -> str:
     """What the restart cost, and what it changed."""
-    text = f"resumed at step {start['step']:,} after {duration(idle)}"
+    how = f"resumed at step {start['step']:,}" if start["step"] else "started again"
+    text = f"{how} after {duration(idle)}"
     if lost:
         text += f"; {counted(lost, 'step')} computed again"
     if machine(start) != machine(before):
