@@ -122,7 +122,7 @@ def test_the_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel: Pat
     names = zipfile.ZipFile(wheel).namelist()
     configs = {name for name in names if name.startswith("unsloth_accel/accelerate_configs/")}
     assert configs == {f"unsloth_accel/accelerate_configs/{name}.yaml" for name in config_names()}
-    assert "unsloth_accel/py.typed" in names
+    assert {"unsloth_accel/py.typed", "unsloth_accel/report/templates/page.html"} <= set(names)
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "unsloth_accel").rglob("*.py")}
     assert modules == {name for name in names if name.endswith(".py")}
     (info,) = {name.split("/")[0] for name in names} - {"unsloth_accel"}
