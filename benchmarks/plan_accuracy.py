@@ -27,9 +27,12 @@ from unsloth_accel.plan.memory import GIB, estimate_largest
 
 
 RESULTS = Path(__file__).parent / "results"
-FILES = ("planned_steps_2x_h200", "gradient_sync_2x_h200")
+FILES = ("planned_steps_2x_h200", "step_plan_2x_h200", "gradient_sync_2x_h200")
 RANKS = 2
-BALANCED, ONE_PIECE = ("balanced", "pieces", "planned"), ("pieces", "planned")
+BALANCED, ONE_PIECE = ("balanced", "pieces", "planned", "auto"), ("pieces", "planned", "auto")
+KEEPS_ALL = ("planned", "auto")
+# What `plan="auto"` computes as written, before it begins with one piece and all layers.
+STEPS_OF_SEARCH = 2
 # What the constants were taken from: those of memory in another call with the same work, those of time in this line.
 SEEN_MEMORY = {("3b", "4x1:fixed"), ("1b", "overlapped")}
 SEEN_TIME = {("4x1:fixed", "planned"), ("2x4:lognormal", "varlen")}
@@ -68,13 +71,14 @@ def predict(run: dict) -> dict:
     model = config(run["model"])
     shape = DecoderShape.from_config(model)
     recipe = Recipe(shape, 16, None if run["ft"] == "full" else run["rank"], run["seq"], rows, accumulation)
-    kept = shape.layers if run["mode"] == "planned" else 0
+    kept = shape.layers if run["mode"] in KEEPS_ALL else 0
     lengths, size = row_lengths(run), rows * accumulation * RANKS
     steps = [lengths[start : start + size] for start in range(0, len(lengths), size)]
     plans = [deal(run, step, RowCost.from_config(model), rows, accumulation) for step in steps]
     dealt = list(zip(plans, steps, strict=True))
-    largest = max(int(step.tokens[batch].sum()) for plan, step in dealt for rank in plan for batch in rank)
     timed = dealt[run["steps"] // 3 :]
+    dealt = dealt[STEPS_OF_SEARCH * (run["mode"] == "auto") :]
+    largest = max(int(step.tokens[batch].sum()) for plan, step in dealt for rank in plan for batch in rank)
     times = [max(_rank_ms(recipe, run, rank, step, kept) for rank in plan) for plan, step in timed]
     return {"tokens": largest, "kept": kept, "peak": _peak(recipe, run, largest, kept), "ms": sum(times) / len(times)}
 
@@ -107,7 +111,7 @@ def table() -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:
-        if not run["compiled"]:
+        if "work" in run and not run["compiled"]:
             lines.append(_line(run, predict(run)))
     return "\n".join(lines)
 
