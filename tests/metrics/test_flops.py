@@ -122,7 +122,7 @@ def test_a_quantised_layer_counts_as_what_it_stands_for() -> None:
         ("Qwen2ForReward", {}, "its linear layers hold"),
     ],
 )
-def test_other_models_are_not_counted(name: str, sizes: dict[str, int], reason: str) -> None:
+def test_models_unlike_a_dense_decoder_are_not_counted(name: str, sizes: dict[str, int], reason: str) -> None:
     import transformers
 
     small = {key: value for key, value in SIZES.items() if key not in ("head_dim",)} | sizes
@@ -135,3 +135,8 @@ def test_other_models_are_not_counted(name: str, sizes: dict[str, int], reason: 
             model = transformers.Qwen2ForSequenceClassification(transformers.Qwen2Config(**small))
     with pytest.raises(ConfigurationError, match=reason):
         TokenFlops.from_model(model)
+
+
+def test_a_model_of_ones_own_is_not_counted() -> None:
+    with pytest.raises(ConfigurationError, match="a Linear has no config"):
+        TokenFlops.from_model(nn.Linear(2, 2))

@@ -41,9 +41,11 @@ class TokenFlops:
             `TokenFlops`: Its operations.
 
         Raises:
-            ConfigurationError: If the config is not that of a dense decoder, or the linear layers are not those of it,
-                as in models that also see or that give rewards.
+            ConfigurationError: If there is no config, or it is not that of a dense decoder, or the linear layers are
+                not those of it, as in models that also see or that give rewards.
         """
+        if not hasattr(model, "config"):
+            raise ConfigurationError(f"a {type(model).__name__} has no config")
         shape = DecoderShape.from_config(model.config)
         expected = shape.linear_weights + shape.head_weights
         layers = list(_linear_layers(model))

@@ -36,7 +36,8 @@ class Utilization:
         if device.type != "cuda":
             return None
         name, precision = torch.cuda.get_device_name(device), _precision(trainer)
-        peak = peak_flops(name, bf16=precision is torch.bfloat16) if precision is not torch.float32 else None
+        is_16_bit = precision in (torch.bfloat16, torch.float16)
+        peak = peak_flops(name, bf16=precision is torch.bfloat16) if is_16_bit else None
         if peak is None:
             log_once("metrics: no MFU, because the dense peak of a %s in %s is not known", name, precision)
             return None
@@ -61,10 +62,10 @@ class Utilization:
         return computed_tokens * (self._flops.model + recomputed_share * self._flops.recomputed)
 
 
-def _precision(trainer: Any) -> torch.dtype:
+def _precision(trainer: Any) -> torch.dtype | None:
     if trainer.args.bf16:
         return torch.bfloat16
-    return torch.float16 if trainer.args.fp16 else trainer.model.dtype
+    return torch.float16 if trainer.args.fp16 else getattr(trainer.model, "dtype", None)
 
 
 def _checkpointable_layers(model: nn.Module) -> list[nn.Module]:

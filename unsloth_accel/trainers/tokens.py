@@ -9,20 +9,22 @@ from ..ddp.reports import Action, RankReport
 
 
 class TokenCount:
-    """Reports a rank's real tokens of each optimizer step, padding not counted, as `tokens`."""
+    """Reports a rank's tokens of each optimizer step: `tokens` without padding, `computed_tokens` with it."""
 
-    columns: tuple[str, ...] = ("tokens",)
+    columns: tuple[str, ...] = ("tokens", "computed_tokens")
 
     def __init__(self) -> None:
         self._tokens: Tensor | float = 0.0
+        self._computed = 0
 
     def begin_step(self, batches: Sequence[Any]) -> None:
         """Counts the micro-batches of the step that begins; on their device, so nothing waits for it."""
         self._tokens = sum((count_tokens(inputs) for inputs in batches), 0.0)
+        self._computed = sum(count_computed_tokens(inputs) for inputs in batches)
 
     def report(self) -> Mapping[str, float | Tensor]:
         """The step's tokens."""
-        return {"tokens": self._tokens}
+        return {"tokens": self._tokens, "computed_tokens": self._computed}
 
     def decide(self, ranks: Sequence[RankReport]) -> Action | None:
         """Nothing follows from the counts."""
@@ -34,10 +36,18 @@ def count_tokens(inputs: Any) -> Tensor | float:
 
     0 for a list of rows, as TRL's GRPO gets it: what it will generate from them has no length yet.
     """
-    if not isinstance(inputs, Mapping):
-        return 0
-    mask = inputs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
+    mask = _tensor(inputs, "attention_mask")
+    if mask is not None and mask.dim() == 2:
         return mask.sum()
-    ids = inputs.get("input_ids")
-    return ids.numel() if isinstance(ids, Tensor) else 0
+    return count_computed_tokens(inputs)
+
+
+def count_computed_tokens(inputs: Any) -> int:
+    """Tokens of one micro-batch with its padding; 0 for a list of rows."""
+    ids = _tensor(inputs, "input_ids")
+    return 0 if ids is None else ids.numel()
+
+
+def _tensor(inputs: Any, name: str) -> Tensor | None:
+    found = inputs.get(name) if isinstance(inputs, Mapping) else None
+    return found if isinstance(found, Tensor) else None
