@@ -74,11 +74,13 @@ def _ends_in_half_a_line(path: Path) -> bool:
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(_finite(value), default=str, allow_nan=False)
+    try:
+        return json.dumps(value, default=str, allow_nan=False)
+    except ValueError:  # JSON has no word for infinity, which a gradient norm in fp16 can be
+        return json.dumps(_finite(value), default=str, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no word for infinity, which a gradient norm in fp16 can be."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
