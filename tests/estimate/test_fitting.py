@@ -1,7 +1,8 @@
 """Which plans fit into a memory."""
 
 from estimate.recipes import recipe
-from unsloth_accel.estimate.fitting import chosen, estimate, fitting_plans, reduction_bytes, room
+from unsloth_accel import UnslothAcceleratorPlugin
+from unsloth_accel.estimate.fitting import MARGIN, chosen, estimate, fitting_plans, reduction_bytes, room
 
 
 def test_the_most_layers_are_kept_that_fit() -> None:
@@ -38,6 +39,7 @@ def test_where_not_even_one_row_fits_there_is_no_plan() -> None:
 
 def test_a_run_leaves_the_margin_and_the_context_alone() -> None:
     assert room(80) == 80 * 0.9 - 0.5
+    assert UnslothAcceleratorPlugin().memory_margin == MARGIN, "what a run leaves alone"
 
 
 def test_deferred_gradients_are_copied_in_chunks_and_overlapped_ones_not_at_all() -> None:
