@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from start import RANK, WORLD_SIZE
 
+from unsloth_accel.metrics.window import METRICS
+
 
 ON_GPU = torch.cuda.is_available()
 # TrainingArguments under which runs can be compared step by step.
@@ -44,7 +46,9 @@ def between_ranks(weights: torch.Tensor) -> float:
 
 
 def steps_logged(trainer: Any) -> list[dict[str, float]]:
-    return [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry]
+    """What the trainer itself logged of each step, without what several ranks add: docs/metrics.md."""
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{k: float(v) for k, v in entry.items() if k not in METRICS} for entry in logged]
 
 
 def report(out: Path, result: dict[str, Any], train: Callable[[], dict[str, Any]]) -> None:

@@ -20,6 +20,8 @@ from start import RANK, failure, write_result
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from unsloth_accel.metrics.window import METRICS
+
 
 MODEL, OUT = sys.argv[1:]
 STOPPED = Path(f"{OUT}-stopped")
@@ -76,9 +78,9 @@ def make_trainer(kind, model, **arguments):
 def logged(kind, build):
     trainer = make_trainer(kind, with_lora(build()))
     trainer.train()
-    timed = ("runtime", "per_second")
+    added = ("runtime", "per_second", *METRICS)
     history = [
-        {key: value for key, value in entry.items() if not key.endswith(timed)} for entry in trainer.state.log_history
+        {key: value for key, value in entry.items() if not key.endswith(added)} for entry in trainer.state.log_history
     ]
     del trainer
     gc.collect()

@@ -22,6 +22,8 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from unsloth import FastLanguageModel
 
+from unsloth_accel.metrics.window import METRICS
+
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
@@ -138,6 +140,7 @@ def train(path, case, out):
         "logs": steps_logged(trainer),
         "weights": weights.tolist() if not ON_GPU else [],
         "between_ranks": between_ranks(weights),
+        "metrics": [{k: entry[k] for k in METRICS if k in entry} for entry in trainer.state.log_history],
         "collectives": counter.steps,
         "step_reports": [[one._asdict() for one in step] for step in getattr(trainer, "step_reports", [])],
     }

@@ -36,19 +36,20 @@ class AgreedStop:
 
     Args:
         trainer (`transformers.Trainer`): Whose `control` it is.
+        on_stop (`Callable[[str], None]`): Called on every rank when all agree to stop before the end, with the reason.
     """
 
     columns: tuple[str, ...] = (*_SWITCHES, *_SIGNALS)
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, on_stop: Callable[[str], None]) -> None:
+        self._trainer, self._on_stop = trainer, on_stop
         self._signals = StopSignals()
         self._board = WishBoard()
         self._withheld: set[str] = set()
         self._sent: set[str] = set()
         self._reports = 0
         self._heard: list[tuple[int, set[str]]] = []  # by the number of the report
-        self._told: set[str] = set()
+        self._told: dict[str, str] = {}  # on which ranks it came first
         self._standing: set[str] = set()  # the stops that are agreed on and still set
         self._last_step: int | None = None
         self._stopped_by: str | None = None
@@ -83,9 +84,9 @@ class AgreedStop:
     def _hear(self, heard: Mapping[str, Sequence[int]]) -> None:
         self._withheld -= self._sent
         self._heard.append((self._reports, set(heard)))
-        for name in heard.keys() - self._told:
-            log_once("%s came on rank %s: all ranks do it at the same step", name, ", ".join(map(str, heard[name])))
-        self._told |= heard.keys()
+        for name in heard.keys() - self._told.keys():
+            self._told[name] = ", ".join(map(str, heard[name]))
+            log_once("%s came on rank %s: all ranks do it at the same step", name, self._told[name])
 
     def _waiting(self) -> set[str]:
         received = self._signals.received
@@ -123,7 +124,13 @@ class AgreedStop:
             agreed |= self._take_unanimous(own)
         if self._is_last(agreed):
             agreed |= self._take_all(own)
+        if "should_training_stop" in agreed - default:
+            self._tell_stop("should_training_stop")
         return self._set(agreed)
+
+    def _tell_stop(self, name: str) -> None:
+        """The ranks are known where not all have wished it at once."""
+        self._on_stop(f"{name} on rank {self._told[name]}" if name in self._told else name)
 
     def _is_last(self, agreed: set[str]) -> bool:
         return "should_training_stop" in agreed | self._standing
@@ -162,6 +169,7 @@ class AgreedStop:
         if not arrived:
             return agreed
         self._stopped_by = arrived[0]
+        self._tell_stop(arrived[0])
         step, code = self._trainer.state.global_step, 128 + _SIGNALS[arrived[0]]
         log_once("%s: all ranks save step %d and leave with exit code %d", arrived[0], step, code)
         return {"should_save", "should_training_stop"} | agreed.intersection({"should_log"})

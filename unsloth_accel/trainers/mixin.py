@@ -1,7 +1,7 @@
 """What turns a trainer of transformers or TRL into one that trains Unsloth's models on many ranks."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from ..ddp.reports import RankReport, StepMember
 from ..ddp.run import DataParallelRun
 from ..errors import ConfigurationError, GradientSyncError, PeerError
 from ..fixes import AppliedFixes, apply_fixes
+from ..metrics.step_metrics import StepMetrics
 from ..plugin import UnslothAcceleratorPlugin
 from ..ranks.environment import is_distributed
 from ..ranks.idle_gpus import log_idle_gpus
@@ -77,6 +78,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
     _run: DataParallelRun | None = None
     _agreed_stop: AgreedStop | None = None
     _checkpoints: Checkpoints | None = None
+    _step_metrics: StepMetrics | None = None
     # The reductions before the step whose micro-batches run now.
     _computing_since: int | None = None
     _given_plugin: UnslothAcceleratorPlugin | None = None
@@ -163,6 +165,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
                 f"stay those of each rank. Pass the trainer the model itself, got a {type(self.model).__name__}."
             )
         if not choice.compiled:
+            self._step_metrics = StepMetrics(self, gradient_sync=choice.mode, plan=self.plugin.plan or "keep")
             members = list(self._step_members())
             self._run = DataParallelRun(ddp, deferred=choice.mode == "deferred", members=members)
 
@@ -171,6 +174,21 @@ class UnslothAcceleratedTrainerMixin(_Base):
         yield self._tokens
         if self._agreed_stop is not None:
             yield self._agreed_stop
+        if self._step_metrics is not None:
+            yield self._step_metrics
+
+    def record_event(self, event: str, **fields: Any) -> None:
+        """Adds a line to `metrics.jsonl` in `output_dir`, on rank 0; nothing where several ranks do not train.
+
+        Args:
+            event (`str`): Its kind, such as `"plan"`.
+            fields: What it says, as JSON can.
+        """
+        if self._step_metrics is not None:
+            self._step_metrics.record(event, **fields)
+
+    def _record_stop(self, reason: str) -> None:
+        self.record_event("stop", reason=reason)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. A rank that fails in a step tells the others why, and they stop in the same step.
@@ -178,15 +196,16 @@ class UnslothAcceleratedTrainerMixin(_Base):
         Raises:
             SystemExit: With 143 after SIGTERM, 138 after SIGUSR1, on whichever rank, when a checkpoint has been saved.
         """
-        self._run, self._computing_since = None, None
+        self._run, self._computing_since, self._step_metrics = None, None, None
         choice = self.gradient_sync
-        self._agreed_stop = None if choice is None or choice.compiled else AgreedStop(self)
+        self._agreed_stop = None if choice is None or choice.compiled else AgreedStop(self, self._record_stop)
         if self._checkpoints is not None:
             resume_from_checkpoint = self._checkpoints.to_resume(resume_from_checkpoint)
         try:
             with self._agreed_stop or nullcontext():
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
                 self._settle_step()
+                self.record_event("end")
         except PeerError:
             raise  # the others know already
         except Exception:
@@ -198,6 +217,9 @@ class UnslothAcceleratedTrainerMixin(_Base):
         finally:
             if self._run is not None:
                 self._run.close()
+            if self._step_metrics is not None:
+                self._step_metrics.close()
+                self._step_metrics = None
         return output
 
     def _micro_batches_are_local(self) -> bool:
@@ -225,6 +247,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """Nothing of the step before is left for this one."""
         assert self._run is not None, "a step of ours"
         self._tokens.begin_step(batches)
+        if self._step_metrics is not None:
+            self._step_metrics.begin_step()
         self._computing_since = self._run.reductions_begun
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -250,20 +274,29 @@ class UnslothAcceleratedTrainerMixin(_Base):
         else:
             self._agreed_stop.act_together(act, self._settle_step)
 
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers."""
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As in transformers; on several ranks with what docs/metrics.md lists."""
         self._settle_step()
-        super().log(*args, **kwargs)
+        log = partial(super().log, logs, *args, **kwargs)
+        if self._step_metrics is None:
+            log()
+        else:
+            self._step_metrics.log(log, logs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers."""
         self._settle_step()
-        return super().evaluate(*args, **kwargs)
+        with self._off_the_clock():
+            return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers."""
         self._settle_step()
         return super().predict(*args, **kwargs)
+
+    def _off_the_clock(self) -> AbstractContextManager[None]:
+        """What runs inside does not count for the time of a step."""
+        return nullcontext() if self._step_metrics is None else self._step_metrics.paused()
 
     # Data and files: one rank works for all
 
@@ -277,7 +310,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
         if self._checkpoints is None:
             write()
         else:
-            self._checkpoints.save(write, super()._get_output_dir(trial))
+            with self._off_the_clock():
+                self._checkpoints.save(write, super()._get_output_dir(trial))
 
     def _get_output_dir(self, trial: Any) -> str:
         run_dir = super()._get_output_dir(trial)
