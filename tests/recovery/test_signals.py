@@ -2,16 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from subprocess import PIPE
 
 import pytest
 
-from harness import ROOT, free_port
 from unsloth_accel.recovery.signals import STOP_SIGNALS, StopSignals
 
 
@@ -81,44 +77,3 @@ def test_a_forked_process_is_still_ended_by_sigterm() -> None:
         assert stop.received is None, "it was not for this process"
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGTERM
-
-
-# A wait in C++ that no signal interrupts, as that in a collective. Rank 1 is said to have failed, or not.
-STUCK = """
-import datetime, sys
-from torch.distributed import TCPStore
-from unsloth_accel.ranks.store import connect
-from unsloth_accel.recovery.signals import StopSignals
-if sys.argv[1] == "failed":
-    connect().set("error/1", "what happened there")
-store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-with StopSignals() as stop:
-    print("ready", flush=True)
-    try:
-        store.wait(["what nobody sets"], datetime.timedelta(seconds=20 if sys.argv[1] == "lives" else 300))
-    except Exception:
-        sys.stdout.flush()  # Python comes to the handler when it calls something
-        print("received", stop.received.name, flush=True)
-sys.stdout.flush()
-import os
-os._exit(0)
-"""
-
-
-@pytest.mark.parametrize(("peer", "code"), [("failed", 128 + signal.SIGTERM), ("lives", 0)])
-def test_a_process_that_waits_for_a_failed_rank_leaves_when_it_is_asked_to(peer: str, code: int) -> None:
-    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    process = subprocess.Popen(
-        [sys.executable, "-c", STUCK, peer], cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(3)  # what it does next takes microseconds, and then it is inside the wait
-    process.send_signal(signal.SIGTERM)
-    out, said = process.communicate(timeout=120)
-    assert process.returncode == code, said
-    if peer == "failed":
-        assert "rank 0 was asked to stop (SIGTERM) while it waits for rank 1, which has failed" in said
-    else:
-        assert out == "received SIGTERM\n", "it is noted, and the wait goes on"

@@ -7,8 +7,6 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from .stuck import StuckWatch
-
 
 # SIGUSR1 is what `sbatch --signal=USR1@120` sends before the time limit, https://slurm.schedmd.com/sbatch.html
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -28,7 +26,6 @@ class StopSignals:
         self._received_at = 0.0
         self._before: dict[signal.Signals, Any] = {}
         self._process = 0
-        self._stuck = StuckWatch()
 
     def __enter__(self) -> "StopSignals":
         self._process = os.getpid()
@@ -36,20 +33,15 @@ class StopSignals:
             for number in STOP_SIGNALS:
                 if signal.getsignal(number) is not None:  # None: installed by native code, could not be put back
                     self._before[number] = signal.signal(number, self._note)
-        if self._before:
-            self._stuck.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._before:
-            self._stuck.__exit__()
         while self._before:
             signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._stuck.note_handled()
         if os.getpid() != self._process:  # forked from the rank, as a pool's worker, which is ended by SIGTERM
             self.pass_on(signal.Signals(number))
         elif self.received is None:

@@ -1,6 +1,6 @@
 """What turns a trainer of transformers or TRL into one that trains Unsloth's models on many ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
@@ -27,10 +27,14 @@ from ..metrics.step_metrics import StepMetrics
 from ..plugin import UnslothAcceleratorPlugin
 from ..ranks.environment import is_distributed
 from ..ranks.idle_gpus import log_idle_gpus
+from ..ranks.restarts import begin_attempt
 from ..ranks.run_once import run_once
 from ..recovery.agreed_stop import AgreedStop
 from ..recovery.checkpoints import Checkpoints
+from ..recovery.heartbeat import Progress
+from ..recovery.watchdog import Watchdog
 from ..saving.atomic_directory import atomic_directory
+from ..saving.full_disk import named_full_disk
 from .arguments import bound_arguments, check_arguments, correct_mean_loss
 from .signature import signature_with_plugin
 from .tokens import TokenCount
@@ -77,6 +81,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
 
     _run: DataParallelRun | None = None
     _agreed_stop: AgreedStop | None = None
+    _watchdog: Watchdog | None = None
     _checkpoints: Checkpoints | None = None
     _step_metrics: StepMetrics | None = None
     # The reductions before the step whose micro-batches run now.
@@ -88,6 +93,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         cls.__signature__ = signature_with_plugin(cls)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, plugin: UnslothAcceleratorPlugin | None = None, **kwargs: Any) -> None:
+        begin_attempt()
         self.plugin = plugin or self._given_plugin or UnslothAcceleratorPlugin()
         self.applied_fixes = AppliedFixes((), [])
         self.gradient_sync: GradientSyncChoice | None = None
@@ -199,10 +205,12 @@ class UnslothAcceleratedTrainerMixin(_Base):
         self._run, self._computing_since, self._step_metrics = None, None, None
         choice = self.gradient_sync
         self._agreed_stop = None if choice is None or choice.compiled else AgreedStop(self, self._record_stop)
+        self._progress = Progress(lambda: self._run.reductions_begun if self._run else 0)
+        self._watchdog = None if self._agreed_stop is None else self._make_watchdog()
         if self._checkpoints is not None:
             resume_from_checkpoint = self._checkpoints.to_resume(resume_from_checkpoint)
         try:
-            with self._agreed_stop or nullcontext():
+            with self._agreed_stop or nullcontext(), self._watchdog or nullcontext():
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
                 self._settle_step()
                 self.record_event("end")
@@ -222,6 +230,10 @@ class UnslothAcceleratedTrainerMixin(_Base):
                 self._step_metrics = None
         return output
 
+    def _make_watchdog(self) -> Watchdog:
+        assert self.plugin.stall_timeout is not None, "the plugin has filled it in"
+        return Watchdog(self._progress, self.plugin.stall_timeout)
+
     def _micro_batches_are_local(self) -> bool:
         """Whether nothing is gathered between two reductions.
 
@@ -237,8 +249,11 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """
         if self._run is None:
             return super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
+        step = self.state.global_step + 1
+        self._progress.enter("fetching rows", step)
         batches = list(islice(epoch_iterator, num_batches))
         self._settle_step()
+        self._progress.enter("counting rows with the other ranks", step)
         counted = super().get_batch_samples(iter(batches), num_batches, *args, **kwargs)
         self._begin_step(batches)
         return counted
@@ -250,9 +265,12 @@ class UnslothAcceleratedTrainerMixin(_Base):
         if self._step_metrics is not None:
             self._step_metrics.begin_step()
         self._computing_since = self._run.reductions_begun
+        self._progress.enter("computing the micro-batches", self.state.global_step + 1)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As in transformers; where the loss did not run through the wrapped model, gradients are averaged here."""
+        if self._run is not None:
+            self._progress.move()
         loss = super().training_step(*args, **kwargs)
         run = self._run
         # Unsloth's GRPO runs the model without DDP around it.
@@ -272,7 +290,15 @@ class UnslothAcceleratedTrainerMixin(_Base):
         if self._agreed_stop is None:
             act()
         else:
-            self._agreed_stop.act_together(act, self._settle_step)
+            self._progress.enter("at the end of the step", self.state.global_step)
+            self._agreed_stop.act_together(partial(self._act, act), self._settle_step)
+            finishes = self.control.should_training_stop
+            self._progress.enter("after the step", self.state.global_step, may_last=finishes)
+
+    def _act(self, act: Callable[[], None]) -> None:
+        self._progress.enter("logging, evaluating or saving", self.state.global_step, may_last=True)
+        act()
+        self._progress.enter("at the end of the step", self.state.global_step)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in transformers; on several ranks with what docs/metrics.md lists."""
@@ -310,8 +336,9 @@ class UnslothAcceleratedTrainerMixin(_Base):
         if self._checkpoints is None:
             write()
         else:
+            run_dir = super()._get_output_dir(trial)
             with self._off_the_clock():
-                self._checkpoints.save(write, super()._get_output_dir(trial))
+                self._checkpoints.save(named_full_disk(run_dir)(write), run_dir)
 
     def _get_output_dir(self, trial: Any) -> str:
         run_dir = super()._get_output_dir(trial)
