@@ -33,6 +33,7 @@ def launch(
     num_processes: int | None = 2,
     config: str = "cpu_gloo",
     options: Sequence[str] = (),
+    within: Sequence[str] = (),
     env: dict[str, str] | None = None,
     timeout: float = 180,
     expect_failure: bool = False,
@@ -45,6 +46,7 @@ def launch(
         num_processes (`int`, *optional*, defaults to 2): The number of ranks. `None` leaves it to the config.
         config (`str`, defaults to `"cpu_gloo"`): The short name of a shipped config. With `cpu_gloo` no GPU is used.
         options (`Sequence[str]`, *optional*): More options of `accelerate launch`.
+        within (`Sequence[str]`, *optional*): A command that becomes the one after it, as `nsenter` does.
         env (`dict[str, str]`, *optional*): Variables that override those set here.
         timeout (`float`, defaults to 180): After so many seconds every process is ended, and each rank's stack shown.
         expect_failure (`bool`, defaults to `False`): Whether the exit code has to be other than 0, instead of 0.
@@ -59,7 +61,7 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="launch-") as folder:
         work = Path(folder)
         count = [] if num_processes is None else ["--num_processes", str(num_processes)]
-        command = _command(target, args, [*_config(config), *count, *_logs(work / "ranks"), *options])
+        command = [*within, *_command(target, args, [*_config(config), *count, *_logs(work / "ranks"), *options])]
         with (work / "launcher.out").open("w") as out, (work / "launcher.err").open("w") as err:
             process = subprocess.Popen(
                 command,

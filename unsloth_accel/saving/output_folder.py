@@ -84,12 +84,12 @@ def _ranks_elsewhere(folder: str) -> tuple[list[int], list[int]]:
     return elsewhere, [other for other in elsewhere if not seen[other]]
 
 
-def _leave_file(folder: str) -> list[str | int]:
+def _leave_file(folder: str) -> tuple[str, int]:
     """Its name, and how many ranks are on the machine that wrote it."""
     name = f".unsloth_accel-{uuid.uuid4().hex}"
     os.makedirs(folder, exist_ok=True)
     Path(folder, name).touch()
-    return [name, local_world_size()]
+    return name, local_world_size()
 
 
 def _sees(folder: str, name: str) -> bool:
