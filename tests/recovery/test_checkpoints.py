@@ -125,6 +125,21 @@ def test_a_checkpoint_takes_the_place_of_the_one_that_was_there(tmp_path: Path) 
     assert os.listdir(tmp_path) == ["checkpoint-4"]
 
 
+def test_the_manifest_is_on_the_disk_before_the_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, fsync, synced = tmp_path / "checkpoint-4", os.fsync, []
+
+    def note(descriptor: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), final.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with complete_or_absent(final, {}) as beside:
+        written = write_checkpoint(beside / final.name, with_manifest=False)
+    assert synced == [(str(written / MANIFEST_NAME), False), (str(written), False), (str(tmp_path), True)]
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     final = write_checkpoint(tmp_path / "checkpoint-4")
 

@@ -71,7 +71,7 @@ def collate(rows):
 
 
 def make(folder, kind=AcceleratedTrainer, plugin=None, **arguments):
-    options = {"per_device_train_batch_size": 2, "max_steps": 6, "save_steps": 2, "logging_steps": 1, "seed": 7}
+    options = {"per_device_train_batch_size": 2, "max_steps": 6, "save_steps": 2, "logging_steps": 1, "data_seed": 7}
     options |= {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "linear", "use_cpu": True}
     options |= {"report_to": "none", "remove_unused_columns": False, "disable_tqdm": True}
     draw = torch.Generator().manual_seed(0)

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,9 @@ from ..ranks.agreement import collect_values, publish_value
 from ..ranks.environment import is_distributed, local_rank, rank
 from ..ranks.logging import log_once
 from ..ranks.run_once import Scope, run_once
-from .manifest import write_manifest
+from ..saving.output_folder import check_output_folder
+from .every_machine import newest_on_every_machine
+from .manifest import sync_directory, write_manifest
 from .newest import newest_complete
 
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 # The ranks have met after the weights; what is left to write may still go to a slower disk on another machine.
 WRITE_SECONDS = 600.0
-_PACKAGES = ("unsloth_accel", "unsloth", "unsloth_zoo", "torch", "transformers", "trl", "accelerate", "peft")
 
 # The ranks begin each save together, so they count alike.
 _saves = count()
@@ -42,6 +42,7 @@ class Checkpoints:
         self._trainer, self._resume = trainer, resume
         self._beside: Path | None = None
         self._push: Callable[[str], None] | None = None
+        self._shared = True
 
     def redirect(self, run_dir: str) -> str:
         """Where the trainer is to put `checkpoint-N`: while one is written, beside."""
@@ -51,12 +52,13 @@ class Checkpoints:
         """Keeps the upload of a checkpoint until that has its name, as it goes on while training does."""
         self._push = push
 
-    def save(self, write: Callable[[], None], run_dir: str) -> None:
+    def save(self, write: Callable[[], None], run_dir: str, facts: Mapping[str, Any]) -> None:
         """Writes a checkpoint; called on all ranks.
 
         Args:
             write (`Callable`): The trainer's own way to write one, below what `redirect` returns.
             run_dir (`str`): Where the checkpoints are.
+            facts (`Mapping[str, Any]`): What the manifest says of the run.
 
         Raises:
             PeerError: If another rank could not write its part.
@@ -64,12 +66,14 @@ class Checkpoints:
         trainer, self._push = self._trainer, None
         place = os.path.join(run_dir, f"checkpoint-{trainer.state.global_step}")
         scope: Scope = "node" if trainer.args.save_on_each_node else "world"
-        with complete_or_absent(Path(place), _facts(trainer), scope) as self._beside:
+        with complete_or_absent(Path(place), facts, scope) as self._beside:
             try:
                 write()
                 self._name_best(place)
             finally:
                 self._beside = None
+        if not self._shared and local_rank() == 0 and not trainer.args.should_save:
+            shutil.rmtree(f"{place}.incomplete")  # the random numbers of a machine that keeps no checkpoints
         if trainer.args.should_save:
             rotate(Path(place), trainer.args.save_total_limit, trainer.state.best_model_checkpoint)
         if self._push is not None:
@@ -93,15 +97,13 @@ class Checkpoints:
         Raises:
             ConfigurationError: If it is `True`, and there is no complete checkpoint.
         """
-        if given is not True and (given is not None or self._resume is None):
+        looks = given is True or (given is None and self._resume is not None)
+        self._shared = check_output_folder(self._trainer.args, resumes=looks)
+        if not looks:
             return given
         output_dir = self._trainer.args.output_dir
         assert output_dir is not None, "TrainingArguments have a default"
-        found = run_once(
-            partial(_find, output_dir, with_optimizer=not self._trainer.args.save_only_model),
-            key="resume",
-            description=f"looking for the newest complete checkpoint in {output_dir}",
-        )
+        found = _find(output_dir, with_optimizer=not self._trainer.args.save_only_model, shared=self._shared)
         if found is None and given is True:
             raise ConfigurationError(
                 f"`resume_from_checkpoint` is True, but `output_dir` {output_dir} has no complete checkpoint (the log "
@@ -111,25 +113,21 @@ class Checkpoints:
         return found
 
 
-def _find(output_dir: str, with_optimizer: bool) -> str | None:
+def _find(output_dir: str, with_optimizer: bool, shared: bool) -> str | None:
+    if not shared:
+        found = newest_on_every_machine(output_dir, with_optimizer)
+    else:
+        found = run_once(
+            partial(_name_of_newest, output_dir, with_optimizer),
+            key="resume",
+            description=f"looking for the newest complete checkpoint in {output_dir}",
+        )
+    return None if found is None else os.path.join(output_dir, found)
+
+
+def _name_of_newest(output_dir: str, with_optimizer: bool) -> str | None:
     found = newest_complete(output_dir, with_optimizer)
-    return None if found is None else os.path.join(output_dir, found.name)
-
-
-def _facts(trainer: "Trainer") -> dict[str, Any]:
-    """What the manifest says of the run."""
-    args = trainer.args
-    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    versions = {package: found for package in _PACKAGES if (found := _version(package))}
-    steps = {"global_step": trainer.state.global_step, "world_size": args.world_size, "global_batch": rows}
-    return {**steps, "versions": versions}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # Unsloth is not needed to train on a CPU
-        return None
+    return None if found is None else found.name
 
 
 @contextmanager
@@ -189,6 +187,7 @@ def _complete(final: Path, holder: Path, facts: Mapping[str, Any], key: str) -> 
     if final.exists():
         final.rename(holder / "replaced")
     written.rename(final)
+    sync_directory(final.parent)
     shutil.rmtree(holder)
 
 

@@ -31,8 +31,32 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     }
     manifest = {**facts, "files": files, "crc32_every_bytes": _CHUNK_BYTES}
     signed = {"manifest": manifest, "sha256": _hash_content(manifest)}
-    # Without a newline at the end: every byte counts, so a cut is seen.
-    (folder / MANIFEST_NAME).write_text(json.dumps(signed, indent=1))
+    with (folder / MANIFEST_NAME).open("w") as manifest_file:
+        # Without a newline at the end: every byte counts, so a cut is seen.
+        manifest_file.write(json.dumps(signed, indent=1))
+        manifest_file.flush()
+        os.fsync(manifest_file.fileno())
+    sync_directory(folder)
+
+
+def sync_directory(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk.
+
+    Together with the manifest's bytes that is enough: if a machine loses power, a checkpoint that has its name has its
+    manifest, which shows what else was lost. The weights are left to the system, because to wait for gigabytes would
+    hold training up at every save.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """What the manifest of a checkpoint says of its run; None where it has none, as one of stock transformers."""
+    file = folder / MANIFEST_NAME
+    return dict(json.loads(file.read_text())["manifest"]) if file.is_file() else None
 
 
 def find_damage(folder: Path) -> str | None:

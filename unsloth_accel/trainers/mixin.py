@@ -31,6 +31,7 @@ from ..ranks.restarts import begin_attempt
 from ..ranks.run_once import run_once
 from ..recovery.agreed_stop import AgreedStop
 from ..recovery.checkpoints import Checkpoints
+from ..recovery.continuation import Continuation
 from ..recovery.heartbeat import Progress
 from ..recovery.watchdog import Watchdog
 from ..saving.atomic_directory import atomic_directory
@@ -83,6 +84,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
     _agreed_stop: AgreedStop | None = None
     _watchdog: Watchdog | None = None
     _checkpoints: Checkpoints | None = None
+    _continuation: Continuation | None = None
     _step_metrics: StepMetrics | None = None
     # The reductions before the step whose micro-batches run now.
     _computing_since: int | None = None
@@ -113,6 +115,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
             log_idle_gpus()
         if self.gradient_sync is not None or self.plugin.resume is not None:
             self._checkpoints = Checkpoints(self, self.plugin.resume)
+            self._continuation = Continuation(self, automatic=self.plugin.resume == "auto")
 
     def _stand_down(self, mode: str) -> None:
         if self.plugin.resume is not None:
@@ -151,7 +154,9 @@ class UnslothAcceleratedTrainerMixin(_Base):
         prepare = super()._prepare_for_training
         choice = self.gradient_sync
         if choice is None or self.model is None:
-            return prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
+            prepared = prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
+            self._check_first_step()
+            return prepared
         if find_ddp(self.model_wrapped) is not None:  # wrapped by an earlier `train()`
             prepared = prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
         else:
@@ -161,7 +166,12 @@ class UnslothAcceleratedTrainerMixin(_Base):
             with ignored_by_ddp(self.model):
                 prepared = prepare(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._start_run(choice)
+        self._check_first_step()
         return prepared
+
+    def _check_first_step(self) -> None:
+        if self._continuation is not None:
+            self._continuation.check_first_step()
 
     def _start_run(self, choice: GradientSyncChoice) -> None:
         ddp = find_ddp(self.model_wrapped)
@@ -207,8 +217,7 @@ class UnslothAcceleratedTrainerMixin(_Base):
         self._agreed_stop = None if choice is None or choice.compiled else AgreedStop(self, self._record_stop)
         self._progress = Progress(lambda: self._run.reductions_begun if self._run else 0)
         self._watchdog = None if self._agreed_stop is None else self._make_watchdog()
-        if self._checkpoints is not None:
-            resume_from_checkpoint = self._checkpoints.to_resume(resume_from_checkpoint)
+        resume_from_checkpoint = self._choose_checkpoint(resume_from_checkpoint)
         try:
             with self._agreed_stop or nullcontext(), self._watchdog or nullcontext():
                 output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -233,6 +242,14 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def _make_watchdog(self) -> Watchdog:
         assert self.plugin.stall_timeout is not None, "the plugin has filled it in"
         return Watchdog(self._progress, self.plugin.stall_timeout)
+
+    def _choose_checkpoint(self, given: str | bool | None) -> str | bool | None:
+        if self._checkpoints is None or self._continuation is None:
+            return given
+        self._continuation.check_ranks(given)
+        checkpoint = self._checkpoints.to_resume(given)
+        self._continuation.go_on_from(checkpoint)
+        return checkpoint
 
     def _micro_batches_are_local(self) -> bool:
         """Whether nothing is gathered between two reductions.
@@ -333,12 +350,19 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Complete, or absent."""
         write = partial(super()._save_checkpoint, model, trial)
-        if self._checkpoints is None:
+        if self._checkpoints is None or self._continuation is None:
             write()
         else:
             run_dir = super()._get_output_dir(trial)
             with self._off_the_clock():
-                self._checkpoints.save(named_full_disk(run_dir)(write), run_dir)
+                self._checkpoints.save(named_full_disk(run_dir)(write), run_dir, self._continuation.check_save())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        load = partial(super()._load_rng_state, checkpoint)
+        if self._continuation is None:
+            load()
+        else:
+            self._continuation.load_random_state(checkpoint, load)
 
     def _get_output_dir(self, trial: Any) -> str:
         run_dir = super()._get_output_dir(trial)
