@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -24,7 +25,7 @@ PANEL_HEAD, PNG_HEAD = 0.2, 0.3
 
 POINTS = 400  # more cannot be told apart at that width
 FEW = 60  # so many can be shown as they are
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": light("line"),
     "axes.facecolor": "none",
@@ -120,7 +121,7 @@ def trend(axes: Axes, steps: Array, values: Array, colour: str, label: str = "")
         return
     gap = (steps[-1] - steps[0]) / (len(steps) - 1)
     single = "each step" if gap < 1.5 else f"median of {gap:,.0f} steps"
-    front = {"color": light(colour), "zorder": 2 if colour == "other-run" else 3}
+    front: dict[str, Any] = {"color": light(colour), "zorder": 2 if colour == "other-run" else 3}
     axes.plot(steps, values, alpha=0.4, linewidth=0.7, label="" if label else single, **front)
     label = label or f"running median of {(2 * half_window(steps) + 1) * gap:,.0f}"
     axes.plot(steps, running(np.median, values), label=label, **front)
@@ -185,7 +186,7 @@ def _badge(axes: Axes, step: int, text: str, kind: str) -> None:
 
 def place_text(axes: Axes, text: str, corner: tuple[float, float], offset: tuple[float, float], **how: Any) -> None:
     """Text outside of the axes: so many points away from a corner, (0, 0) to (1, 1)."""
-    form = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+    form: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
     axes.annotate(text, corner, offset, **(form | how))
 
 
@@ -202,13 +203,18 @@ def name_steps(axes: Axes) -> None:
 
 
 def value_axis(axes: Axes, values: Array | None = None) -> None:
-    """Numbers along the side, with thousands separators; from 0 where `values` are given, few outliers cut off."""
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    """Numbers along the side; from 0 where `values` are given, and few outliers cut off."""
+    number(axes.yaxis)
     if values is not None:
         known = values[np.isfinite(values)]
         top = min(known.max() * 1.08, np.percentile(known, 99) * 1.5) if known.size else 1
         axes.set_ylim(0, top or 1)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _with_separators(value, axes.get_yticks())))
+
+
+def number(axis: Axis) -> None:
+    """About five numbers, with thousands separators."""
+    axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _with_separators(value, axis.get_majorticklocs())))
 
 
 def _with_separators(value: float, ticks: Array) -> str:

@@ -2,12 +2,26 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .drawing import RIGHT, legend, mark, name_steps, panels, place_text, running, steps_axis, thin, trend, value_axis
+from .drawing import (
+    RIGHT,
+    legend,
+    mark,
+    name_steps,
+    number,
+    panels,
+    place_text,
+    running,
+    steps_axis,
+    thin,
+    trend,
+    value_axis,
+)
 from .palette import RANKS, light
 from .plan import Plan
 from .run import Array, Event, Run, nan_max
@@ -67,8 +81,8 @@ def throughput(figure: Figure, shown: Sequence[Shown]) -> None:
 
 
 def _second_scale(axes: Axes, ranks: float, name: str) -> None:
-    side = axes.secondary_yaxis("right", functions=(lambda value: value / ranks, lambda value: value * ranks))
-    value_axis(side)
+    side = axes.secondary_yaxis("right", functions=(partial(np.multiply, 1 / ranks), partial(np.multiply, ranks)))
+    number(side.yaxis)
     side.tick_params(length=0)
     side.spines["right"].set_visible(False)
     place_text(axes, name, (1, 1), (34, 9), ha="right", color=light("muted"))

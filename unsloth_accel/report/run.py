@@ -43,12 +43,14 @@ class Steps:
     @cached_property
     def ranks(self) -> Array:
         """How many ranks computed each step."""
-        return np.isfinite(self.tokens).sum(axis=1).astype(np.float64)
+        there: Array = np.isfinite(self.tokens).sum(axis=1).astype(np.float64)
+        return there
 
     @cached_property
     def all_tokens(self) -> Array:
         """The tokens of each step on all ranks."""
-        return np.nansum(self.tokens, axis=1)
+        total: Array = np.nansum(self.tokens, axis=1)
+        return total
 
     @cached_property
     def waiting(self) -> Array:

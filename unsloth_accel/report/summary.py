@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .run import Array, Run, nan_max
 from .words import counted, duration, machine
@@ -71,9 +72,9 @@ def steps_done(run: Run) -> str:
     return f"{done:,}" if done >= asked else f"{done:,} of {asked:,}"
 
 
-def warm(run: Run) -> Array:
+def warm(run: Run) -> npt.NDArray[np.bool_]:
     """Which steps count for speed: all but the first of each start, if there are others."""
-    chosen: Array = run.steps.warm > 0
+    chosen = run.steps.warm > 0
     return chosen if chosen.any() else np.ones_like(chosen)
 
 
