@@ -81,7 +81,6 @@ def test_a_stopped_rank_ends_the_others(tmp_path: Path) -> None:
     said = ended("stopped", tmp_path / "out")
     assert f"unsloth_accel: rank 0 leaves with exit code {STALL_EXIT_CODE}. Rank 1 does not come:" in said
     assert "dead, stopped or cut off" in said
-    assert "At its last heartbeat it was in step 2, computing the micro-batches." in said
     assert re.search(rf"exitcode +: {STALL_EXIT_CODE} ", said)
     assert "all_reduce" in said, "where this rank waits"
     assert "What to try" in said

@@ -113,6 +113,7 @@ class Watchdog:
         from torch.distributed import DistNetworkError
 
         try:
+            self._look()  # at once: a rank that has never been heard of is not missed
             while self._sleeps():
                 self._look()
                 self._looks += 1

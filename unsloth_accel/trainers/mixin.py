@@ -282,7 +282,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
         if self._step_metrics is not None:
             self._step_metrics.begin_step()
         self._computing_since = self._run.reductions_begun
-        self._progress.enter("computing the micro-batches", self.state.global_step + 1)
+        first = self._run.reductions_begun == 0  # in which kernels are compiled, on each machine for itself
+        self._progress.enter("computing the micro-batches", self.state.global_step + 1, may_last=first)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As in transformers; where the loss did not run through the wrapped model, gradients are averaged here."""
