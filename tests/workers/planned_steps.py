@@ -123,13 +123,15 @@ def train(path, folder, case):
     if "oom" in case and RANK == WORLD_SIZE - 1:
         RunsOutOfMemory(model, case["oom"], int(case["limit"]))
     arguments = {**COMPARABLE, **SGD, "bf16": False, "max_steps": int(case.get("steps", STEPS))}
+    # Where these are counted the ranks gather, and one that fails leaves instead of telling the others why.
+    arguments |= {"include_num_input_tokens_seen": "no" if "oom" in case else "all"}
     arguments |= {"max_length": int(case.get("max_length", "512"))}
     arguments |= {"per_device_train_batch_size": GLOBAL_BATCH // WORLD_SIZE // accumulation}
     arguments |= {"gradient_accumulation_steps": accumulation, "gradient_checkpointing": True}
     arguments |= {"padding_free": case.get("padding_free", "yes") == "yes", "packing": case.get("packing") == "yes"}
     trainer = UnslothAcceleratedSFTTrainer(
         model=model,
-        args=SFTConfig(str(folder), dataset_num_proc=1, include_num_input_tokens_seen="all", **arguments),
+        args=SFTConfig(str(folder), dataset_num_proc=1, **arguments),
         train_dataset=Dataset.from_list(texts()),
         processing_class=counting_tokenizer.CountingTokenizer.from_pretrained(path),
         callbacks=[forwards],

@@ -162,7 +162,7 @@ class PlannedSteps:
             if not is_out_of_memory(error):
                 raise
             raise torch.OutOfMemoryError(
-                f"Rank {rank()} ran out of memory while DDP averaged the gradients, so that the step cannot be computed "
+                f"Rank {rank()} ran out of memory while DDP averaged the gradients, and the step cannot be computed "
                 "again. Go on from the last checkpoint with `plan='keep'`, a larger `memory_margin`, or "
                 f"`gradient_sync='deferred'`. {error}"
             ) from error
