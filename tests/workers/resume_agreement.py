@@ -78,7 +78,7 @@ def make(name, *, plugin=None, data=None, collator=default_data_collator, after_
         collator,
         data or rows(),
         callbacks=[AfterStep(after_step)] if after_step else [],
-        plugin=plugin or UnslothAcceleratorPlugin(),
+        plugin=plugin or UnslothAcceleratorPlugin(plan="keep"),
     )
     if on_load is not None:
         trainer.on_load = on_load
