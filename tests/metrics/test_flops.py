@@ -13,7 +13,7 @@ from unsloth_accel.metrics.flops import TokenFlops
 
 pytestmark = pytest.mark.usefixtures("model_libraries")
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 48,
     "intermediate_size": 80,
     "num_hidden_layers": 4,
@@ -54,7 +54,7 @@ def counted(model: nn.Module) -> float:
             model(input_ids=ids, labels=ids).loss.backward()
         rows[tokens] = counter.get_total_flops()
     square = (rows[64] - 2 * rows[32]) / (64**2 - 2 * 32**2)
-    return (rows[32] - square * 32**2) / 32 - ROTARY_FLOPS
+    return float((rows[32] - square * 32**2) / 32 - ROTARY_FLOPS)
 
 
 def adapter_flops(model: nn.Module) -> int:
@@ -103,13 +103,14 @@ def test_what_is_recomputed(kept: int) -> None:
 
 
 def test_a_quantised_layer_counts_as_what_it_stands_for() -> None:
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn import modules
 
+    linear_4bit: Any = modules.Linear4bit
     model = llama()
     expected = TokenFlops.from_model(lora(llama())).model
     for layer in model.model.layers:
         outputs, inputs = layer.mlp.up_proj.weight.shape
-        layer.mlp.up_proj = Linear4bit(inputs, outputs, bias=False)
+        layer.mlp.up_proj = linear_4bit(inputs, outputs, bias=False)
         layer.mlp.up_proj.weight.data = torch.zeros(inputs * outputs // 2, 1, dtype=torch.uint8)  # two in a byte
     assert TokenFlops.from_model(lora(model)).model == expected
 
@@ -122,7 +123,7 @@ def test_a_quantised_layer_counts_as_what_it_stands_for() -> None:
         ("Qwen2ForReward", {}, "its linear layers hold"),
     ],
 )
-def test_models_unlike_a_dense_decoder_are_not_counted(name: str, sizes: dict[str, int], reason: str) -> None:
+def test_models_unlike_a_dense_decoder_are_not_counted(name: str, sizes: dict[str, Any], reason: str) -> None:
     import transformers
 
     small = {key: value for key, value in SIZES.items() if key not in ("head_dim",)} | sizes
