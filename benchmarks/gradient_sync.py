@@ -32,13 +32,13 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
-from unsloth import FastLanguageModel
 
+from unsloth_accel.bench.comparison import Comparison
+from unsloth_accel.bench.models import load
+from unsloth_accel.bench.random_llama import WORDS
 from unsloth_accel.fixes import packed_attention
 
 
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WORDS = ["alpha", "beta", "gamma", "the", "a", "of", "tensor", "rank", "gradient", "batch", "loss", "model"]
 PLANS = {
     "balanced": StepPlan(),
     "pieces": StepPlan(pieces=1),
@@ -62,27 +62,6 @@ class RunClock(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         torch.cuda.synchronize()
         self.milliseconds = 1000 * (time.perf_counter() - self.began) / (self.steps - self.first)
-
-
-def build(options):
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        options.model,
-        max_seq_length=options.seq,
-        dtype=torch.bfloat16,
-        load_in_4bit=options.ft == "qlora",
-        full_finetuning=options.ft == "full",
-    )
-    if options.ft != "full":
-        model = FastLanguageModel.get_peft_model(
-            model,
-            r=options.rank,
-            lora_alpha=options.rank,
-            lora_dropout=0,
-            target_modules=LINEAR,
-            use_gradient_checkpointing="unsloth",
-            random_state=3407,
-        )
-    return model, tokenizer
 
 
 def dataset(options, rows, lengths):
@@ -158,7 +137,15 @@ def main() -> None:
     parser.add_argument("--seq", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=9)
     options = parser.parse_args()
-    model, tokenizer = build(options)
+    settings = Comparison(
+        model=options.model,
+        finetuning=options.ft,
+        lora_rank=options.rank,
+        works=(),
+        contenders=(),
+        sequence=options.seq,
+    )
+    model, tokenizer = load("unsloth", settings)
     forward = model.forward
     trained = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in trained]

@@ -19,4 +19,6 @@ def test_bench_prints_a_table_on_a_machine_without_a_gpu(tmp_path: Path) -> None
     assert [one["contender"] for one in results] == 3 * list(CONTENDERS)
     assert all(one["world_size"] == 2 for one in results)
     table = done.stdout[done.stdout.index("tiny lora r=16, 2x4:lognormal:padded, 2 x ") :]
-    assert [line.split(" | ")[0] for line in table.splitlines()[4:]] == [f"| {name}" for name in CONTENDERS]
+    rows = table.splitlines()[4 : 4 + len(CONTENDERS)]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in CONTENDERS]
+    assert "`auto` found: " in table

@@ -16,6 +16,7 @@ import torch
 from ..metrics.flops import TokenFlops
 from ..metrics.peak_flops import peak_flops
 from ..ranks.environment import is_main_process, world_size
+from ..step_plan import StepPlanRecord
 from .comparison import Comparison
 from .contenders import CONTENDERS, Contender, Library
 from .models import Start, load, precision
@@ -23,7 +24,6 @@ from .workload import Workload
 
 
 if TYPE_CHECKING:
-    from ..step_plan import StepPlanRecord
     from .training import Run
 
 
@@ -60,7 +60,7 @@ class _Runs:
         self._start = Start(self.model)
         self._plans: dict[Workload, StepPlanRecord | None] = {}
 
-    def timed(self, name: str, work: Workload) -> "tuple[dict[str, Any], StepPlanRecord | None]":
+    def timed(self, name: str, work: Workload) -> tuple[dict[str, Any], StepPlanRecord | None]:
         """The figures of a run, and the plan that was found for it, if the contender looks for one."""
         contender = CONTENDERS[name]
         if not contender.tunes:

@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,15 +15,13 @@ from transformers import TrainerCallback
 from ..patching import Undo
 from ..plugin import UnslothAcceleratorPlugin
 from ..ranks.environment import world_size
+from ..step_plan import StepPlanRecord
 from .comparison import Comparison
 from .contenders import Contender
 from .environment import environment
 from .models import precision
 from .workload import Workload
 
-
-if TYPE_CHECKING:
-    from ..step_plan import StepPlanRecord
 
 # Of transformers' `BatchRebalanceSampler`, which takes no other.
 _REBALANCE_SEED = 42
@@ -86,7 +84,7 @@ class Run(NamedTuple):
     """
 
     figures: dict[str, Any]
-    plan: "StepPlanRecord | None"
+    plan: StepPlanRecord | None
 
 
 def train(contender: Contender, model: Any, tokenizer: Any, work: Workload, comparison: Comparison) -> Run:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..bench.comparison import Comparison
 
-CONTENDERS = ("varlen", "keep")
+CONTENDERS = ("varlen", "keep", "auto")
 TIMEOUT_SECONDS = 600
 
 
