@@ -2,6 +2,7 @@
 # make test   every test this machine can run      make quick      the unit tier
 # make check  lint, format, types, layers          make coverage   what the tests reach
 # make soak   the tests that draw at random, with hundreds of draws
+# make faults   ranks that are killed, stopped or lied to, at every phase; makes a table of docs/fault-tolerance.md
 # make any-cpu   every test as on other CPUs and on a busy machine (FILES=... for some)
 # make browser-test   the notebooks and the report in a real browser (installs Debian's chromium)
 #
@@ -34,7 +35,7 @@ endif
 
 PYTEST := $(PY) -m pytest
 
-.PHONY: demo test soak any-cpu quick coverage check browser-test clean
+.PHONY: demo test soak faults any-cpu quick coverage check browser-test clean
 
 # accelerate_configs/cpu_gloo.yaml says why.
 ifeq ($(CONFIG),cpu_gloo)
@@ -50,6 +51,9 @@ test: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(PYTEST) -m soak --draws $(DRAWS) --timeout 7200
+
+faults: $(INSTALLED)
+	PYTHONPATH=tests:. $(PY) tests/recovery/faults.py $(ARGS)
 
 any-cpu: $(INSTALLED)
 	PYTHON=$(PY) tests/any_cpu.sh $(FILES)

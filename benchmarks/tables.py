@@ -196,8 +196,8 @@ def faults() -> str:
     for run in _read("faults_cpu"):
         if "exit_codes" in run:
             codes = " ".join(map(str, run["exit_codes"]))
-            seconds = "" if run["seconds"] is None else f"{run['seconds']:.0f}"
-            rows.append([run["fault"], str(run["ranks"]), codes, seconds, str(run["from_step"]), _went_on(run)])
+            seconds, step = f"{run['seconds']:.0f}", str(run["from_step"])
+            rows.append([run["fault"], str(run["ranks"]), codes, seconds, step, _went_on(run)])
     head = (
         "| fault | ranks | exit code of each | seconds until all have ended | goes on from step | largest difference |"
     )
@@ -214,7 +214,9 @@ def damaged_checkpoints() -> str:
 
 
 def _went_on(run: dict) -> str:
-    return run["error"].partition(". ")[0] if "error" in run else f"{run['difference']:.0e}"
+    if "error" in run:
+        return run["error"].partition(". ")[0]
+    return f"{run['difference']:.0e}" if run["difference"] else "0"
 
 
 def _family(run: dict) -> tuple[str, str]:
@@ -233,5 +235,5 @@ def _difference(run: dict, reference: dict) -> float:
 
 if __name__ == "__main__":
     tables = (step_times, packed_attention, matrix, model_families, other_trainers, host_costs, imbalance, planning)
-    tables += (comparison, scaling, starts)
+    tables += (comparison, scaling, starts, faults, damaged_checkpoints)
     print(*(table() for table in tables), sep="\n\n")

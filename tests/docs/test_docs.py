@@ -16,6 +16,9 @@ def test_the_tables_are_those_of_the_result_files() -> None:
     assert tables["packed_attention"]() in page
     assert tables["matrix"]() in page
     assert tables["model_families"]() in page
+    recovery = (ROOT / "docs" / "fault-tolerance.md").read_text()
+    assert tables["faults"]() in recovery
+    assert tables["damaged_checkpoints"]() in recovery
     plan = (ROOT / "docs" / "step_plan.md").read_text()
     assert tables["imbalance"]() in plan
     assert tables["planning"]() in plan
