@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError
-from ..plan.lengths import RowLengths, row_lengths
+from ..plan.lengths import IntArray, RowLengths, row_lengths
 
 
 FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
@@ -34,7 +34,10 @@ def read_lengths(path: str, tokenizer: str, sequence: int) -> RowLengths:
         if lengths is None:
             raise ConfigurationError(f"`--dataset` {path}: {reason}.")
         return lengths
-    return RowLengths.of_documents(np.minimum(_count(dataset, path, tokenizer), sequence))
+    counts = _count(dataset, path, tokenizer)
+    # TRL drops rows of which no token is left to learn, after they were cut.
+    kept = counts["tokens"][counts["prompt"] < sequence]
+    return RowLengths.of_documents(np.minimum(kept, sequence))
 
 
 def _load(path: Path) -> Any:
@@ -49,7 +52,7 @@ def _load(path: Path) -> Any:
     )
 
 
-def _count(dataset: Any, path: str, tokenizer: str) -> Any:
+def _count(dataset: Any, path: str, tokenizer: str) -> dict[str, IntArray]:
     from transformers import AutoTokenizer
 
     columns = set(dataset.column_names)
@@ -65,17 +68,23 @@ def _count(dataset: Any, path: str, tokenizer: str) -> Any:
         remove_columns=dataset.column_names,
         desc="Counting tokens",
     )
-    return np.asarray(counts.with_format("numpy")["tokens"], np.int64)
+    return {name: np.asarray(counts.with_format("numpy")[name], np.int64) for name in ("tokens", "prompt")}
 
 
 def _count_rows(batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, list[int]]:
-    """As TRL does: conversations through the chat template, text with an end-of-sequence token behind it."""
+    """As TRL does: conversations through the chat template, text with an end-of-sequence token behind it.
+
+    `prompt` is what of the tokens is not learnt.
+    """
     if "messages" in batch:
-        tokens = tokenizer.apply_chat_template(batch["messages"], tokenize=True, return_dict=True)["input_ids"]
-        return {"tokens": [len(row) for row in tokens]}
+        rows = tokenizer.apply_chat_template(batch["messages"], tokenize=True, return_dict=True)["input_ids"]
+        return {"tokens": list(map(len, rows)), "prompt": [0] * len(rows)}
     if "text" in batch:
-        texts = batch["text"]
+        rows = tokenizer(batch["text"])["input_ids"]
+        prompts = [0] * len(rows)
     else:
-        texts = [prompt + completion for prompt, completion in zip(batch["prompt"], batch["completion"], strict=True)]
+        both = zip(batch["prompt"], batch["completion"], strict=True)
+        rows = tokenizer([prompt + completion for prompt, completion in both])["input_ids"]
+        prompts = list(map(len, tokenizer(batch["prompt"])["input_ids"]))
     end = tokenizer.eos_token_id
-    return {"tokens": [len(row) + (row[-1:] != [end]) for row in tokenizer(texts)["input_ids"]]}
+    return {"tokens": [len(row) + (row[-1:] != [end]) for row in rows], "prompt": prompts}
