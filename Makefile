@@ -1,4 +1,4 @@
-# make demo   train on this machine: two CPU ranks, or all its GPUs
+# make demo   teach a small model a rule, on two CPU ranks or on all GPUs (ARGS=--steps=100)
 # make test   every test this machine can run      make quick      the unit tier
 # make check  lint, format, types, layers          make coverage   what the tests reach
 # make soak   the tests that draw at random, with hundreds of draws
@@ -37,14 +37,15 @@ PYTEST := $(PY) -m pytest
 
 .PHONY: demo test soak faults any-cpu quick coverage check browser-test clean
 
-# accelerate_configs/cpu_gloo.yaml says why.
-ifeq ($(CONFIG),cpu_gloo)
-demo: export ACCELERATE_USE_CPU = true
-demo: export CUDA_VISIBLE_DEVICES = -1
+# Nothing is downloaded, and nothing compiled, which would take a minute (docs/host_costs.md).
+DEMO_ENVIRONMENT := HF_HUB_OFFLINE=1 UNSLOTH_COMPILE_DISABLE=1
+ifeq ($(CONFIG),cpu_gloo) # accelerate_configs/cpu_gloo.yaml says why
+DEMO_ENVIRONMENT += ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES=-1
 endif
 
 demo: $(INSTALLED)
-	$(PY) -m accelerate.commands.accelerate_cli launch --config_file accelerate_configs/$(CONFIG).yaml examples/train.py $(ARGS)
+	$(DEMO_ENVIRONMENT) $(PY) -m accelerate.commands.accelerate_cli launch \
+		--config_file accelerate_configs/$(CONFIG).yaml examples/demo.py $(ARGS)
 
 test: $(INSTALLED)
 	$(PY) tests/tiers.py

@@ -1,6 +1,9 @@
 """A training loop written by hand on `UnslothAccelerator`; it follows the trajectory of the trainer:
 
-accelerate launch --config_file $(unsloth-accel config path ddp) examples/own_loop.py
+    accelerate launch --config_file "$(unsloth-accel config path ddp)" examples/own_loop.py \
+        --model outputs/demo/small_llama --dataset outputs/demo/letters --learning-rate 6e-3
+
+Model and dataset are names on the Hub, or folders; these two are what `make demo` leaves.
 """
 
 import argparse
@@ -9,8 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 
-from train import LINEAR, load_rows, model_and_dataset  # isort: skip  # first: it imports Unsloth, before transformers
+from train import LINEAR  # isort: skip  # first: it imports Unsloth, before transformers
 import torch
+from datasets import load_dataset
 from torch.utils.data import DataLoader
 from unsloth import FastLanguageModel
 
@@ -19,30 +23,38 @@ from unsloth_accel import UnslothAccelerator
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a name on the Hub or a path; default: a small Llama made on the spot")
-    parser.add_argument("--dataset", help="a name on the Hub or a path, with a column `text`; default: docstrings")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dataset", required=True, help="with the columns prompt and completion")
     parser.add_argument("--output", type=Path, default=Path("outputs"))
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=4, help="rows of one micro-batch on each rank")
-    parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=2, help="rows of one micro-batch on each rank")
+    parser.add_argument("--accumulation", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--save-at", type=int, help="save the state after this step")
     parser.add_argument("--resume-at", type=int, help="load the state saved after this step and go on from there")
     return parser.parse_args()
 
 
-def make_loader(dataset_name: str, tokenizer, options: argparse.Namespace) -> DataLoader:
+def make_loader(tokenizer, options: argparse.Namespace) -> DataLoader:
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-        texts = [row["text"].removesuffix(tokenizer.eos_token) + tokenizer.eos_token for row in rows]
-        batch = tokenizer(texts, padding=True, truncation=True, max_length=options.max_length, return_tensors="pt")
-        return {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-            "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100),
-        }
+        prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
+        texts = [row["prompt"] + row["completion"] + tokenizer.eos_token for row in rows]
+        batch = tokenizer(
+            texts,
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=options.max_length,
+            return_tensors="pt",
+        )
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        for row, prompt in zip(labels, prompts, strict=True):
+            row[: len(prompt)] = -100
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
 
-    return DataLoader(load_rows(dataset_name), batch_size=options.batch_size, collate_fn=collate)
+    rows = load_dataset(options.dataset, split="train")
+    return DataLoader(rows, batch_size=options.batch_size, collate_fn=collate)
 
 
 def optimizer_steps(loader: DataLoader, accumulation: int) -> Iterator[list[dict]]:
@@ -73,14 +85,13 @@ def train_step(accelerator, model, optimizer, micro_batches: list[dict]) -> tupl
 def main() -> None:
     options = parse_arguments()
     accelerator = UnslothAccelerator(gradient_accumulation_steps=options.accumulation)
-    model_name, dataset_name = model_and_dataset(options)
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name, max_seq_length=options.max_length, load_in_4bit=False, dtype=torch.float32
+        options.model, max_seq_length=options.max_length, load_in_4bit=False, dtype=torch.float32
     )
     model = FastLanguageModel.get_peft_model(model, r=16, lora_alpha=16, target_modules=LINEAR, random_state=3407)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.0)
-    loader = make_loader(dataset_name, tokenizer, options)
+    loader = make_loader(tokenizer, options)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     first = options.resume_at or 0
     if first:

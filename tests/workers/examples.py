@@ -19,7 +19,8 @@ sys.path.insert(0, str(EXAMPLES))  # as for a script that lies there
 
 from unsloth_accel import UnslothAcceleratedSFTTrainer  # isort: skip
 import torch
-from train import LINEAR, load_rows
+from datasets import load_dataset
+from train import LINEAR
 from trl import SFTConfig
 from unsloth import FastLanguageModel
 
@@ -57,7 +58,7 @@ def trainer():
     trainer = UnslothAcceleratedSFTTrainer(
         model=FastLanguageModel.get_peft_model(model, r=16, lora_alpha=16, target_modules=LINEAR, random_state=3407),
         processing_class=tokenizer,
-        train_dataset=load_rows(DATASET),
+        train_dataset=load_dataset(DATASET, split="train"),
         args=SFTConfig(
             output_dir=f"{OUT}.run",
             per_device_train_batch_size=BATCH_SIZE,
