@@ -1,7 +1,7 @@
 """The page in a real Chromium, on a desk and a phone, in the dark and on paper. `make browser-test` installs one.
 
-The screenshots are in build/browser/report/. Those of docs/report.md are made from them:
-`cp build/browser/report/alone/report-*.png docs/images/`.
+The screenshots are in build/browser/report/. Those of docs/report.md are two of them, in 128 colours:
+build/browser/report/alone/report-light.png and report-dark.png.
 """
 
 import json

@@ -98,7 +98,7 @@ def test_every_chart_is_in_the_page(alone: Report) -> None:
         "Step time, ms",
         "Peak memory, GiB",
         "FLOPs utilization, % of the dense peak",
-        "Step plan, ms a step",
+        "Step plan, µs a token",
         "Tokens of each rank, a step",
         "Waiting of each rank, % of the step",
         "Time, from start to end",
@@ -110,10 +110,10 @@ def test_every_chart_is_in_the_page(alone: Report) -> None:
 
 
 def test_the_candidates_of_the_plan_are_there_with_their_times(alone: Report) -> None:
-    chart = Page(alone.page).charts["Step plan, ms a step"]
+    chart = Page(alone.page).charts["Step plan, µs a token"]
     said = re.findall(r">([^<>]+)</text>", chart)
     for candidate in plan_found()["candidates"]:
-        assert f"{candidate['ms']:.0f}" in said
+        assert str(candidate["microseconds"]) in said
     assert said.index("1 piece, 28 kept") < said.index("8 pieces, 0 kept"), "the fastest comes first"
     assert chart.count("var(--this-run)") == 1, "one of them was taken"
 
@@ -164,8 +164,8 @@ def test_a_comparison_shows_both_runs(compared: Report, folders: tuple[Path, Pat
     for row in rows([read_run(folder) for folder in folders]):
         assert {row.name, *row.cells} <= set(page.words)
         assert not row.ratio or row.ratio in page.words
-    assert "Step plan of balanced, ms a step" in page.charts
-    assert "Step plan of plain, ms a step" not in page.charts, "it kept the plan of its arguments"
+    assert "Step plan of balanced, µs a token" in page.charts
+    assert "Step plan of plain, µs a token" not in page.charts, "it kept the plan of its arguments"
     for title in ("Loss", "Throughput, tokens/s", "Step time, ms", "Peak memory, GiB", "Time, from start to end"):
         assert {"var(--this-run)", "var(--other-run)"} <= set(re.findall(r"var\(--[\w-]+\)", page.charts[title]))
         assert ">balanced</text>" in page.charts[title]

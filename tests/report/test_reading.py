@@ -5,11 +5,12 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from report.events import BEGAN, Line, log, start, step, write
+from report.events import BEGAN, Line, log, plan_found, start, step, write
 from unsloth_accel import PlanCandidate, StepPlan, StepPlanRecord
 from unsloth_accel.errors import ConfigurationError
 from unsloth_accel.report import read_run
@@ -143,7 +144,7 @@ def test_what_was_not_measured_is_not_a_number(tmp_path: Path) -> None:
 
 def test_events_are_told_in_words(tmp_path: Path) -> None:
     happened: list[Line] = [
-        {"event": "plan", "time": BEGAN + 4, "step": 3, "plan": {"pieces": 1, "layers_kept": 28, "balance": True}},
+        {"event": "plan", "time": BEGAN + 4, "step": 3, "plan": plan_found("fast")},
         {"event": "split", "time": BEGAN + 5, "step": 3, "ranks": [1], "pieces": 4},
         {"event": "stop", "time": BEGAN + 6, "step": 3, "reason": "SIGTERM on rank 1"},
         {"event": "note", "time": BEGAN + 6, "step": 3, "text": "new data"},
@@ -153,7 +154,7 @@ def test_events_are_told_in_words(tmp_path: Path) -> None:
     events = read_run(write(tmp_path, [*three_steps(), *happened])).events
     assert [(event.kind, event.step, event.text) for event in events] == [
         ("start", 0, "2 × Example GPU, 16 rows in a step"),
-        ("plan", 3, "1 piece, 28 layers kept, rows balanced"),
+        ("plan", 3, "1 piece, 28 layers kept, rows balanced: fast"),
         ("split", 3, "out of memory on rank 1: 4 pieces a step from here on"),
         ("stop", 3, "SIGTERM on rank 1"),
         ("note", 3, "new data"),
@@ -170,11 +171,23 @@ def test_the_record_of_a_plan_is_read(tmp_path: Path) -> None:
     record = StepPlanRecord(plan=StepPlan(pieces=1, layers_kept=14), reason="fastest", candidates=tuple(tried))
     plan = read_plan(asdict(record))
     assert str(plan) == "1 piece, 14 layers kept, rows balanced: fastest"
-    assert plan.unit == "µs a token"
-    assert [(each.name, each.time, each.chosen) for each in plan.candidates] == [
+    assert [(each.name, each.microseconds, each.chosen) for each in plan.candidates] == [
         ("1 piece, 14 layers kept", 47.0, True),
         ("2 pieces, 28 layers kept", 51.5, False),
     ], "the fastest first, without those that were not measured"
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ("keep", "as the arguments say"),
+        ("auto", "to be found while training"),
+        (asdict(StepPlan()), "micro-batches, 0 layers kept, rows balanced"),
+        (asdict(StepPlan(pieces=2, layers_kept="all", balance=False)), "2 pieces, all layers kept"),
+    ],
+)
+def test_what_a_run_was_asked_for_is_read(asked: Any, text: str) -> None:
+    assert str(read_plan(asked)) == text
 
 
 @pytest.mark.parametrize(

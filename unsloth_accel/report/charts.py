@@ -149,8 +149,9 @@ def _measured(run: Run) -> Plan | None:
 def _candidates(each: plots.Shown) -> Chart:
     plan = _measured(each.run)
     assert plan is not None
+    unit = "µs a token"
     name, title = (f"plan_{each.colour}", f"Step plan of {each.name}") if each.name else ("plan", "Step plan")
-    svg, png = draw(lambda figure: plots.candidates(figure, plan, each.colour), _with_unit(title, plan.unit))
+    svg, png = draw(lambda figure: plots.candidates(figure, plan, each.colour), _with_unit(title, unit))
     ways = counted(len(plan.candidates), "way")
     note = f"{ways} to compute a step, measured while training; the coloured one was taken."
-    return Chart(name, title, plan.unit, note, svg, png)
+    return Chart(name, title, unit, note, svg, png)

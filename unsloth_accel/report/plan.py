@@ -13,12 +13,12 @@ class Candidate:
 
     Args:
         name (`str`): Its pieces and the layers that it keeps.
-        time (`float`): What it took, in the plan's unit.
+        microseconds (`float`): What a token took.
         chosen (`bool`): Whether it is the plan.
     """
 
     name: str
-    time: float
+    microseconds: float
     chosen: bool
 
 
@@ -29,47 +29,37 @@ class Plan:
     Args:
         text (`str`): In words.
         reason (`str`): Why; empty if the run did not say.
-        unit (`str`): Of the candidates' times.
         candidates (`tuple[Candidate, ...]`): Those that were measured, the fastest first.
     """
 
     text: str
     reason: str = ""
-    unit: str = "ms a step"
     candidates: tuple[Candidate, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.text}: {self.reason}" if self.reason else self.text
 
 
-def read_plan(written: Mapping[str, Any] | str | None) -> Plan:
-    """Reads a plan, or the record of one, from a line of the metrics."""
-    if not isinstance(written, Mapping):
-        return Plan({"auto": "to be found while training"}.get(str(written), "as the arguments say"))
-    record = {**written, **(written.get("plan") or {})}
-    tried = record.get("candidates") or ()
-    time = "ms" if any("ms" in each for each in tried) else "microseconds"
-    measured = [each for each in tried if each.get(time) is not None]
+def read_plan(written: Mapping[str, Any] | str) -> Plan:
+    """Reads what a run was asked for (`"keep"`, `"auto"`, a `StepPlan`), or the `StepPlanRecord` of what it does."""
+    if isinstance(written, str):
+        return Plan({"auto": "to be found while training"}.get(written, "as the arguments say"))
+    plan = written.get("plan", written)
+    measured = [each for each in written.get("candidates", ()) if each["microseconds"] is not None]
     return Plan(
-        text=", ".join([_name(record), *_more(record)]),
-        reason=record.get("reason") or "",
-        unit="ms a step" if time == "ms" else "µs a token",
+        text=_name(plan) + (", rows balanced" if plan["balance"] else ""),
+        reason=written.get("reason", ""),
         candidates=tuple(
-            Candidate(_name(each), float(each[time]), _same(each, record))
-            for each in sorted(measured, key=lambda each: float(each[time]))
+            Candidate(_name(each), each["microseconds"], _same(each, plan))
+            for each in sorted(measured, key=lambda each: float(each["microseconds"]))
         ),
     )
 
 
 def _name(plan: Mapping[str, Any]) -> str:
-    pieces = plan.get("pieces")
-    batches = "micro-batches" if pieces is None else counted(pieces, "piece")
-    return f"{batches}, {plan.get('layers_kept', 0)} layers kept"
-
-
-def _more(plan: Mapping[str, Any]) -> list[str]:
-    return ["rows balanced"] if plan.get("balance") else []
+    batches = "micro-batches" if plan["pieces"] is None else counted(plan["pieces"], "piece")
+    return f"{batches}, {plan['layers_kept']} layers kept"
 
 
 def _same(candidate: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
-    return all(candidate.get(name) == plan.get(name) for name in ("pieces", "layers_kept"))
+    return all(candidate[name] == plan[name] for name in ("pieces", "layers_kept"))

@@ -174,11 +174,11 @@ def candidates(figure: Figure, plan: Plan, colour: str) -> None:
     """A bar for each way to compute a step that was measured, the fastest on top."""
     (axes,) = panels(figure)
     measured = plan.candidates[:MOST_CANDIDATES]
-    times = [each.time for each in measured]
+    times = [each.microseconds for each in measured]
     bars = axes.barh(
         np.arange(len(measured)), times, 0.64, color=[light(colour if each.chosen else "line") for each in measured]
     )
-    axes.bar_label(bars, [f"{time:,.0f}" for time in times], padding=4, color=light("muted"))
+    axes.bar_label(bars, [f"{time:,.1f}" for time in times], padding=4, color=light("muted"))
     _as_list(figure, axes, [each.name.removesuffix(" layers kept") + " kept" for each in measured], 1.2 * max(times))
 
 
