@@ -1,6 +1,5 @@
 """Follows each optimizer step of a trainer, and tells it in the log and in `metrics.jsonl`."""
 
-import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from ..ddp.reports import Action, RankReport
 from ..ranks.environment import is_main_process
+from ..recovery.facts import global_batch, versions
 from .event_file import EventFile
 from .utilization import Utilization
 from .window import StepFacts, Window
 
 
 FILE_NAME = "metrics.jsonl"
-_PACKAGES = ("unsloth_accel", "unsloth", "unsloth_zoo", "torch", "transformers", "trl", "accelerate", "peft")
 
 
 class StepMetrics:
@@ -127,14 +126,6 @@ class StepMetrics:
             self._file.write(event, self._trainer.state.global_step, fields)
 
 
-def _version(package: str) -> str | None:
-    """Its version; None for one that was not installed, as a source tree on the path."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _about(trainer: Any) -> dict[str, Any]:
     """What the run is, for the head of the file."""
     arguments, device = trainer.args, trainer.args.device
@@ -144,8 +135,8 @@ def _about(trainer: Any) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "model": getattr(config, "name_or_path", "") or type(trainer.model).__name__,
         "trainer": type(trainer).__name__,
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
-        "global_batch": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+        "versions": versions(),
+        "global_batch": global_batch(arguments),
         "max_steps": trainer.state.max_steps,
     }
 
