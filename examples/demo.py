@@ -24,7 +24,7 @@ logging.disable(logging.NOTSET)
 datasets.disable_progress_bars()  # of preparing the rows, loading and saving; that of training stays
 transformers.logging.disable_progress_bar()
 
-# Chosen on two CPU ranks: half a minute, after which nearly every answer is right.
+# Chosen by trying: after 400 steps of 32 rows most answers are right.
 SETTINGS = ["--batch-size=16", "--accumulation=1", "--learning-rate=6e-3", "--max-length=128"]
 SETTINGS += [] if torch.cuda.is_available() else ["--float32"]
 
