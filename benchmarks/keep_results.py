@@ -24,6 +24,7 @@ KEPT = {
         "case world_size family kind sync trainer checkpointing between_ranks choice find_unused_parameters "
         "prefetched",
     ),
+    "plan_on_gpus": (["plan_on_gpus"], "case world_size between_ranks forwards plan cuts peaks"),
     "other_trainers": (["single", "ddp_2gpu"], "case world_size class ranks_agree moved"),
 }
 

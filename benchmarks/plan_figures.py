@@ -15,7 +15,8 @@ from unsloth_accel.plan.cost import RowCost
 
 
 ROOT = Path(__file__).parents[1]
-IMAGES, RESULTS = ROOT / "docs" / "images", ROOT / "benchmarks" / "results" / "step_plan_2x_h200.jsonl"
+IMAGES = ROOT / "docs" / "images"
+RESULTS = ROOT / "benchmarks" / "results" / "plan_on_gpus_2x_h100.jsonl"
 RANKS, ROWS, STEPS = 4, 8, 6
 TUNED = "plan=auto;gib=6;steps=34"
 
