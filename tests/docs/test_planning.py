@@ -52,7 +52,7 @@ def run(command: str, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.cpu
 def test_the_plans_of_the_page_are_those_that_are_printed(folder: Path) -> None:
-    shown = re.findall(r"```bash\n(unsloth-accel .*)\n```\n\n```text\n(.*?)```", PLANNING, re.DOTALL)
+    shown = re.findall(r"```bash\n(unsloth-accel [^\n]*)\n```\n\n```text\n(.*?)```", PLANNING, re.DOTALL)
     assert len(shown) == 2
     for (command, output), code in zip(shown, (0, 1), strict=True):
         done = run(command, folder)
