@@ -220,6 +220,13 @@ def test_what_a_run_calls_itself_is_text_and_not_html(tmp_path: Path) -> None:
     assert "<i>" in page.words
 
 
+def test_a_model_in_a_folder_is_called_by_its_name(tmp_path: Path) -> None:
+    write(tmp_path, [start(model="/home/me/models/small_llama"), step(1, BEGAN + 1)])
+    report = write_report(tmp_path)
+    assert "small_llama" in Page(report.page).words
+    assert "/home/me" not in report.page.read_text() + report.markdown
+
+
 def test_two_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [write(tmp_path / name / "outputs", [start(), step(1, BEGAN + 1)]) for name in ("before", "after")]
     assert "| before/outputs | after/outputs | ratio |" in write_report(*runs).markdown

@@ -12,7 +12,7 @@ from .palette import variables
 from .run import Run
 from .summary import figures, steps_done
 from .table import rows
-from .words import duration, machine
+from .words import duration, machine, model
 
 
 TILES = (
@@ -45,7 +45,8 @@ def render(runs: Sequence[Run], charts: Sequence[Chart]) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"duration": duration, "machine": machine, "steps": steps_done, "utc": _utc, "svg": Markup}
+    environment.filters |= {"duration": duration, "steps": steps_done, "utc": _utc, "svg": Markup}
+    environment.filters |= {"machine": machine, "model": model}
     return environment.get_template("page.html").render(
         runs=runs,
         compared=len(runs) > 1,

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .run import Array, Run, nan_max
-from .words import counted, duration, machine
+from .words import counted, duration, machine, model
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in run.start["versions"].items())
     again = f", {counted(len(run.repeated), 'step')} computed again" if run.repeated else ""
     return [
-        ("Model", run.start["model"]),
+        ("Model", model(run.start)),
         ("Trainer", run.start["trainer"]),
         ("Machine", machine(run.start)),
         ("Versions", versions),

@@ -1,6 +1,7 @@
 """Numbers and events in words."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 
@@ -17,6 +18,12 @@ def duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 step`, `1,200 steps`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def model(start: Mapping[str, Any]) -> str:
+    """Its name on the Hub; of one in a folder, the folder's name, because pages are shown to others."""
+    name = str(start["model"])
+    return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
 def machine(start: Mapping[str, Any]) -> str:
