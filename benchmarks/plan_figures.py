@@ -50,7 +50,10 @@ def draw_candidates(file):
     plan = next(run["plan"] for run in runs if run.get("case") == TUNED)
     tried = plan["candidates"]
     figure, axis = plt.subplots(figsize=(8, 1.8), layout="constrained")
-    names = [f"{one['pieces']} piece{'s' * (one['pieces'] > 1)}, {one['layers_kept']} of {plan['layers']} layers kept" for one in tried]
+    names = [
+        f"{one['pieces']} piece{'s' * (one['pieces'] > 1)}, {one['layers_kept']} of {plan['layers']} layers kept"
+        for one in tried
+    ]
     milliseconds = [one["microseconds"] * plan["tokens"] / 1000 for one in tried]
     bars = axis.barh(
         names, milliseconds, color=["C2" if one["pieces"] == plan["plan"]["pieces"] else "C7" for one in tried]

@@ -67,7 +67,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict
         "UNSLOTH_DISABLE_STATISTICS": "1",
     }
     command = [sys.executable, str(WORKER), str(tiny_model), str(folder / "out"), *cases]
-    subprocess.run(command, env=environment, cwd=folder, check=True, timeout=280)
+    subprocess.run(command, env=environment, cwd=folder, check=True, timeout=560)
     return read_runs(folder / "out")
 
 
@@ -85,7 +85,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dic
         RAISED,
         TOO_LARGE,
     ]
-    launch(WORKER, tiny_model, out, *cases, timeout=280)
+    launch(WORKER, tiny_model, out, *cases, timeout=560)
     return read_runs(out)
 
 

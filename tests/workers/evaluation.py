@@ -43,7 +43,7 @@ class Rows:
         self.forwards += 1
         if kwargs["input_ids"].numel() > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        self.tokens += int((kwargs["labels"] != -100).sum())
+        self.tokens += int((kwargs["labels"][..., 1:] != -100).sum())
 
 
 def evaluate(path, folder, case):

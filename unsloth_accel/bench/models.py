@@ -69,7 +69,7 @@ def _of_transformers(comparison: Comparison) -> tuple[Any, Any]:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=precision(),
         )
-    model = AutoModelForCausalLM.from_pretrained(comparison.model, dtype=precision(), **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(comparison.model, dtype=precision(), **options)
     if comparison.finetuning != "full":
         rank = comparison.lora_rank
         lora = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0, target_modules=LINEAR, task_type="CAUSAL_LM")
@@ -103,4 +103,4 @@ class Start:
         with torch.no_grad():
             for parameter, value in self._weights:
                 parameter.copy_(value)
-        self._model.forward = self._forward  # type: ignore[method-assign]
+        self._model.forward = self._forward

@@ -85,7 +85,7 @@ def loss_difference(runs: Sequence[Result], reference: Sequence[Result]) -> floa
     """
     theirs = reference[0]["loss"]
     pairs = [pair for one in runs for pair in zip(one["loss"], theirs, strict=True)]
-    return max(abs(own - other) / abs(other) for own, other in pairs)
+    return float(max(abs(own - other) / abs(other) for own, other in pairs))
 
 
 def _cells(runs: Sequence[Result], reference: Sequence[Result]) -> list[str]:

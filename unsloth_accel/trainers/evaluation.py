@@ -39,7 +39,7 @@ class TokenWeightedLoss:
         Returns:
             `torch.Tensor`: The mean loss of what was computed last, a scalar.
         """
-        left = [inputs]
+        left, loss = [inputs], None
         while left:
             batch, *left = left
             noted = self._noted()
@@ -52,6 +52,7 @@ class TokenWeightedLoss:
             if len(parts) < 2:
                 raise torch.OutOfMemoryError(f"One row does not fit into memory in evaluation. {error}")
             left = [*parts, *left]
+        assert loss is not None, "the last part fitted"
         return loss
 
     def put_into(self, metrics: dict[str, float], prefix: str) -> None:

@@ -124,6 +124,7 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         self._weighed = TokenWeightedLoss(self, splits=self.plugin.on_oom == "split")
         try:
             output = loop()
+            assert output.metrics is not None, "transformers puts them there"
             self._weighed.put_into(output.metrics, metric_key_prefix)
         finally:
             self._weighed = None
