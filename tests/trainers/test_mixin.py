@@ -133,7 +133,12 @@ def test_what_is_logged_is_what_trl_logs(model: str, unsloth_ranks: SimpleNamesp
     ours, plain = history["UnslothAcceleratedSFTTrainer"], history["SFTTrainer"]
     own = {"entropy", "mean_token_accuracy", "num_tokens"} | ({"aux_loss"} if model == "experts" else set())
     assert set(plain[0]) >= own, "TRL's own loss, with what it logs, is what runs here"
-    assert ours == [pytest.approx(entry, rel=TOLERANCE) for entry in plain]
+    assert [set(entry) for entry in ours] == [set(entry) for entry in plain]
+    # An evaluation of a loss that is a sum is weighed by tokens: tests/trainers/test_evaluation.py.
+    compared = [not (model == "dense" and "eval_loss" in entry) for entry in plain]
+    assert sum(compared) >= len(plain) - 1
+    for mine, theirs, same in zip(ours, plain, compared, strict=True):
+        assert not same or mine == pytest.approx(theirs, rel=TOLERANCE)
 
 
 @pytest.mark.gloo
