@@ -63,6 +63,7 @@ def _tell_next_attempt() -> None:
     if error is None or may_get_better(error):
         return
     try:
-        connect_to_job().set(_KEY, f"Rank {rank()} ended with {type(error).__name__}: {error}")
+        if not connect_to_job().check([_KEY]):  # else it is that of an attempt before
+            connect_to_job().set(_KEY, f"Rank {rank()} ended with {type(error).__name__}: {error}")
     except DistNetworkError:
         return  # The launcher is gone, and restarts nobody.
