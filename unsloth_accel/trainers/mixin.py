@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,25 +28,16 @@ from ..plugin import UnslothAcceleratorPlugin
 from ..ranks.environment import is_distributed
 from ..ranks.idle_gpus import log_idle_gpus
 from ..ranks.restarts import begin_attempt
-from ..ranks.run_once import run_once
 from ..recovery.agreed_stop import AgreedStop
 from ..recovery.checkpoints import Checkpoints
 from ..recovery.continuation import Continuation
 from ..recovery.heartbeat import Progress
 from ..recovery.watchdog import Watchdog
-from ..saving.atomic_directory import atomic_directory
-from ..saving.full_disk import named_full_disk
 from .arguments import bound_arguments, check_arguments, correct_mean_loss
+from .saving import SavingMixin
 from .signature import signature_with_plugin
 from .tokens import TokenCount
 
-
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-    _Base = Trainer
-else:
-    _Base = object
 
 # TrainingArguments that carry an explicit value for a field of DDP.
 _DDP_ARGUMENTS = {
@@ -57,7 +48,7 @@ _DDP_ARGUMENTS = {
 }
 
 
-class UnslothAcceleratedTrainerMixin(_Base):
+class UnslothAcceleratedTrainerMixin(SavingMixin):
     """Teaches a trainer of transformers or TRL to train Unsloth's models with data parallelism.
 
     Put it before the trainer class: `class MyTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTrainer)`, after
@@ -83,8 +74,6 @@ class UnslothAcceleratedTrainerMixin(_Base):
     _run: DataParallelRun | None = None
     _agreed_stop: AgreedStop | None = None
     _watchdog: Watchdog | None = None
-    _checkpoints: Checkpoints | None = None
-    _continuation: Continuation | None = None
     _step_metrics: StepMetrics | None = None
     # The reductions before the step whose micro-batches run now.
     _computing_since: int | None = None
@@ -181,9 +170,13 @@ class UnslothAcceleratedTrainerMixin(_Base):
                 f"stay those of each rank. Pass the trainer the model itself, got a {type(self.model).__name__}."
             )
         if not choice.compiled:
-            self._step_metrics = StepMetrics(self, gradient_sync=choice.mode, plan=self.plugin.plan or "keep")
+            self._step_metrics = StepMetrics(self, gradient_sync=choice.mode, plan=self._plan_in_words())
             members = list(self._step_members())
             self._run = DataParallelRun(ddp, deferred=choice.mode == "deferred", members=members)
+
+    def _plan_in_words(self) -> Any:
+        """How steps are computed, for the record of the run."""
+        return "keep"
 
     def _step_members(self) -> Iterator[StepMember]:
         """Who reports and decides in each optimizer step."""
@@ -242,14 +235,6 @@ class UnslothAcceleratedTrainerMixin(_Base):
     def _make_watchdog(self) -> Watchdog:
         assert self.plugin.stall_timeout is not None, "the plugin has filled it in"
         return Watchdog(self._progress, self.plugin.stall_timeout)
-
-    def _choose_checkpoint(self, given: str | bool | None) -> str | bool | None:
-        if self._checkpoints is None or self._continuation is None:
-            return given
-        self._continuation.check_ranks(given)
-        checkpoint = self._checkpoints.to_resume(given)
-        self._continuation.go_on_from(checkpoint)
-        return checkpoint
 
     def _micro_batches_are_local(self) -> bool:
         """Whether nothing is gathered between two reductions.
@@ -342,58 +327,8 @@ class UnslothAcceleratedTrainerMixin(_Base):
         """What runs inside does not count for the time of a step."""
         return nullcontext() if self._step_metrics is None else self._step_metrics.paused()
 
-    # Data and files: one rank works for all
+    # Data: one rank works for all
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         prepare = super()._prepare_dataset  # type: ignore[misc]  # TRL's trainers have it
         return prepare_once(lambda rows: prepare(rows, *args, **kwargs), dataset)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Complete, or absent."""
-        write = partial(super()._save_checkpoint, model, trial)
-        if self._checkpoints is None or self._continuation is None:
-            write()
-        else:
-            run_dir = super()._get_output_dir(trial)
-            with self._off_the_clock():
-                self._checkpoints.save(named_full_disk(run_dir)(write), run_dir, self._continuation.check_save())
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        load = partial(super()._load_rng_state, checkpoint)
-        if self._continuation is None:
-            load()
-        else:
-            self._continuation.load_random_state(checkpoint, load)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        run_dir = super()._get_output_dir(trial)
-        return run_dir if self._checkpoints is None else self._checkpoints.redirect(run_dir)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._checkpoints is None:
-            super()._push_from_checkpoint(checkpoint_folder)
-        else:
-            self._checkpoints.push_when_named(super()._push_from_checkpoint)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in transformers; the other ranks wait for the one that writes, and its error is raised on all of them."""
-        self._settle_step()
-        save = super().save_model
-        if self.gradient_sync is None:
-            save(output_dir, _internal_call)
-            return
-        run_once(
-            lambda: save(output_dir, _internal_call),
-            key="save_model",
-            description=f"saving step {self.state.global_step} to {output_dir or self.args.output_dir}",
-            scope="node" if self.args.save_on_each_node else "world",
-        )
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.gradient_sync is None:
-            super()._save(output_dir, state_dict)
-            return
-        folder = output_dir or self.args.output_dir
-        assert folder is not None, "TrainingArguments have a default"
-        with atomic_directory(folder) as beside:
-            super()._save(beside, state_dict)

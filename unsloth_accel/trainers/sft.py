@@ -194,6 +194,9 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
             return super().training_step(model, inputs, num_items_in_batch)
         return self._planned.training_step(super().training_step, model, inputs, num_items_in_batch)
 
+    def _plan_in_words(self) -> Any:
+        return "auto" if self._search is not None else "keep" if self._planned is None else self.step_plan.plan
+
     def _step_members(self) -> Iterator[StepMember]:
         yield from super()._step_members()
         self._sft_metrics = SFTMetrics(self, self.args.gradient_accumulation_steps)
