@@ -160,4 +160,5 @@ def _mounted(folder: Path, options: str) -> Iterator[Path]:
         yield folder
         return
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    # Lazily: the traceback of a write that failed may still hold the file open.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -28,7 +28,8 @@ def test_a_signal_to_a_forked_process_wakes_nobody_here() -> None:
         time.sleep(0.1)
         os._exit(0)
     os.waitpid(child, 0)
-    assert wakeup.sleep(0.01) == 0
+    # 0, or SIGCHLD where some library of this process has a handler for it.
+    assert wakeup.sleep(0.01) in (0, signal.SIGCHLD)
     wakeup.close()
     signal.signal(signal.SIGUSR1, before)
 
