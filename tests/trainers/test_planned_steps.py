@@ -40,12 +40,14 @@ TUNED, KEEP_LONG = "plan=auto,fits=300,max_length=160,steps=32", "plan=keep,max_
 # The last rank runs out of memory where a batch has more tokens than that. Rank 0, whose forwards these are, is told.
 OUT_OF_MEMORY = {
     "pieces=1,oom=forward,limit=400": 1,
+    "pieces=1,oom=loss,limit=400": 1,
     "pieces=1,oom=backward,limit=400": 1,
     "pieces=1,oom=backward,limit=150": 1,
     "plan=auto,oom=backward,limit=400": 1,
 }
 # Two rows are too many where one has more than 80 tokens.
 PADDED_OUT_OF_MEMORY = "padding_free=no,layers=0,oom=backward,limit=160"
+KEEP_COMPLETION, COMPLETION = "plan=keep,completion=yes", "pieces=1,completion=yes"
 PACKED = ["packing=yes,pieces=1", "packing=yes,pieces=1,layers=all"]
 # The package, and whatever else this Python was told to find.
 PATHS = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -58,7 +60,7 @@ RAISED = "pieces=1,oom=forward,limit=400,on_oom=raise"
 def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
     """Without a launcher: under it Accelerate wraps the model of one rank in DDP, which this checkpointing breaks."""
     folder = tmp_path_factory.mktemp("one")
-    cases = [KEEP, KEEP_PACKED, "pieces=1,layers=1", KEEP_LONG, ALONE]
+    cases = [KEEP, KEEP_PACKED, "pieces=1,layers=1", KEEP_LONG, KEEP_COMPLETION, ALONE]
     environment = {
         **os.environ,
         **ON_CPU,
@@ -78,6 +80,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dic
         *PADDING_FREE,
         *PADDED,
         *PACKED,
+        COMPLETION,
         *SEARCHED,
         TUNED,
         *OUT_OF_MEMORY,
@@ -109,6 +112,13 @@ def test_packed_rows_of_a_short_last_step_follow_one_rank(
 ) -> None:
     assert_follows(two_ranks[case], one_rank[KEEP_PACKED])
     assert_same_weights(two_ranks[case], one_rank[KEEP_PACKED])
+
+
+@pytest.mark.gloo
+def test_prompts_stay_out_of_the_loss(one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
+    assert_follows(two_ranks[COMPLETION], one_rank[KEEP_COMPLETION])
+    assert_same_weights(two_ranks[COMPLETION], one_rank[KEEP_COMPLETION])
+    assert two_ranks[COMPLETION]["forwards"] == [1, 1, 1]
 
 
 @pytest.mark.gloo

@@ -156,6 +156,7 @@ def best_of_all():
 def on_two_ranks(disk):
     result = {"killed": train_in_one_folder(), "whole": train(make(f"{OUT}.whole"))}
     result |= {"damaged": resume_past_damage(f"{OUT}.whole"), "best": best_of_all(), **resume_stock()}
+    result["finished"] = train(make(f"{OUT}.best"), True)
     result["nothing"] = failure(make(f"{OUT}.nothing").train, resume_from_checkpoint=True)
     if os.path.isdir(disk):
         result["full"] = [failure(make(disk).train), folders(disk)]

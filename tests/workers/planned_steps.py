@@ -34,6 +34,11 @@ GLOBAL_BATCH, STEPS = 16, 3
 WORDS = ["rank", "rows", "gradient", "tokens", "step", "weights"]
 
 
+def conversations():
+    """Prompts, of which nothing is learnt, and their completions."""
+    return [{"prompt": row["text"][:20], "completion": row["text"][20:] or " rank"} for row in texts()]
+
+
 def texts():
     """Uneven: the second of two ranks would get most tokens of each step."""
     lengths = [3 + 7 * index % 40 + (60 if index % 4 > 1 else 0) for index in range(GLOBAL_BATCH * STEPS)]
@@ -60,7 +65,8 @@ class Forwards(TrainerCallback):
 
 
 class RunsOutOfMemory:
-    """What a card too small for more than `limit` tokens does, in the forward or the backward of the first layer."""
+    """What a card too small for more than `limit` tokens does: in the last layer's forward, in the head of the
+    language model, where the loss begins, or in the first layer's backward."""
 
     def __init__(self, model, phase, limit):
         self.limit, self.tokens = limit, 0
@@ -68,6 +74,8 @@ class RunsOutOfMemory:
         if phase == "forward":
             layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
             layers[-1].register_forward_pre_hook(self.refuse)
+        elif phase == "loss":
+            model.get_output_embeddings().register_forward_pre_hook(self.refuse)
         else:
             first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
             first.register_hook(self.refuse)
@@ -132,7 +140,7 @@ def train(path, folder, case):
     trainer = UnslothAcceleratedSFTTrainer(
         model=model,
         args=SFTConfig(str(folder), dataset_num_proc=1, **arguments),
-        train_dataset=Dataset.from_list(texts()),
+        train_dataset=Dataset.from_list(conversations() if case.get("completion") == "yes" else texts()),
         processing_class=counting_tokenizer.CountingTokenizer.from_pretrained(path),
         callbacks=[forwards],
         plugin=UnslothAcceleratorPlugin(plan=plan_of(case), on_oom=case.get("on_oom")),

@@ -249,6 +249,9 @@ class UnslothAcceleratedTrainerMixin(SavingMixin):
 
         The count is gathered, and Unsloth's waits for it, so that to wait here costs nothing.
         """
+        if self._continuation is not None and self.state.global_step >= self.state.max_steps:
+            # A finished run, resumed within an epoch: transformers asks only after a step whether it was the last.
+            return [], None
         if self._run is None:
             return super().get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
         step = self.state.global_step + 1

@@ -171,6 +171,8 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         if self._steps_alone:
             self._settle_alone()
         batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        if not batches:  # nothing is left to train
+            return batches, num_items_in_batch
         if self._planned is not None:
             self._planned.begin_step(batches, num_items_in_batch)
             self._steps_alone = self.accelerator.num_processes == 1
