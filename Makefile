@@ -1,7 +1,7 @@
 # make demo   teach a small model a rule, on two CPU ranks or on all GPUs (ARGS=--steps=100)
 # make test   every test this machine can run      make quick      the unit tier
 # make check  lint, format, types, layers          make coverage   what the tests reach
-# make soak   the tests that draw at random, with hundreds of draws
+# make soak   what takes hours: random tests with hundreds of draws, faults, several machines, comparisons
 # make faults   ranks that are killed, stopped or lied to, at every phase; makes a table of docs/fault-tolerance.md
 # make any-cpu   every test as on other CPUs and on a busy machine (FILES=... for some)
 # make browser-test   the notebooks and the report in a real browser (installs Debian's chromium)
@@ -51,7 +51,7 @@ test: $(INSTALLED)
 	$(PY) tests/tiers.py
 
 soak: $(INSTALLED)
-	$(PYTEST) -m soak --draws $(DRAWS) --timeout 7200
+	$(PYTEST) -m "soak or long" --draws $(DRAWS) --timeout 7200
 
 faults: $(INSTALLED)
 	PYTHONPATH=tests:. $(PY) tests/recovery/faults.py $(ARGS)

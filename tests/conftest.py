@@ -16,7 +16,7 @@ from filelock import FileLock
 
 pytest.register_assert_rewrite("trajectories")  # so that its assertions show what they compared
 
-TIERS = ("unit", "cpu", "gloo", "notebook", "gpu", "multigpu")
+TIERS = ("unit", "cpu", "gloo", "long", "notebook", "gpu", "multigpu")
 
 # Set per rank by a launcher, or ours. Other variables are written by the libraries we train with.
 OWN_VARIABLES = ("UNSLOTH_ACCEL_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "CUDA_VISIBLE_")

@@ -53,7 +53,7 @@ def compare(folder: Path, work: str, ranks: int, contenders: list[str]) -> tuple
     return [json.loads(line) for line in out.read_text().splitlines()], done.stdout
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_all_contenders_train_the_same_rows_to_the_same_losses(folder: Path) -> None:
     results, printed = compare(folder, "4x2:lognormal:padded", 2, ON_CPU)
     assert [one["contender"] for one in results] == ON_CPU
@@ -103,7 +103,7 @@ def test_a_comparison_that_compares_nothing_is_refused() -> None:
         Comparison(model="tiny", works=(Workload.parse("1x1:fixed:packed"),), contenders=("rebalance",))
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 @pytest.mark.parametrize("work", ["2x2:lognormal", "2x2:pareto:packed"])
 def test_rows_side_by_side_are_counted_and_trained_alike(folder: Path, tmp_path: Path, work: str) -> None:
     names = ["plain", "keep", "balanced", "planned"]

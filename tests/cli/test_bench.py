@@ -8,7 +8,7 @@ import pytest
 from unsloth_accel.cli.bench import CONTENDERS
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_bench_prints_a_table_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from unsloth_accel.cli.main import main; raise SystemExit(main())", "bench"]
     done = subprocess.run(

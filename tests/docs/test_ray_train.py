@@ -26,7 +26,7 @@ STEPS = 30
 KILLED_AFTER = 4
 
 pytestmark = [
-    pytest.mark.gloo,
+    pytest.mark.long,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: the extra `ray` of the package"),
 ]
 

@@ -28,14 +28,14 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     return Campaign(2, tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_a_run_that_the_launcher_restarts_after_a_kill_goes_on_by_itself(campaign: Campaign) -> None:
     (row,) = campaign.inject_all([Fault("kill", "reduction", 1, ("--max_restarts", "1"))])
     assert row["exit_codes"] == [0, 0]
     assert_undisturbed(row, {2})
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 @pytest.mark.soak
 def test_no_fault_of_many_at_random_hangs_or_shows(campaign: Campaign, request: pytest.FixtureRequest) -> None:
     number = request.config.getoption("--draws") // 6  # a draw takes half a minute

@@ -26,7 +26,7 @@ WORKER = WORKERS / "two_machines.py"
 ENDS_WITHIN_SECONDS = 20 + 40
 CUT_SECONDS = 5
 
-pytestmark = pytest.mark.gloo
+pytestmark = pytest.mark.long
 
 
 @dataclass(frozen=True)
