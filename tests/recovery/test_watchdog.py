@@ -76,7 +76,7 @@ def ended(case: str, out: Path) -> str:
     return launch(WORKER, out, case, env=env, timeout=120, expect_failure=True).stderr
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_a_stopped_rank_ends_the_others(tmp_path: Path) -> None:
     said = ended("stopped", tmp_path / "out")
     assert f"unsloth_accel: rank 0 leaves with exit code {STALL_EXIT_CODE}. Rank 1 does not come:" in said
@@ -86,7 +86,7 @@ def test_a_stopped_rank_ends_the_others(tmp_path: Path) -> None:
     assert "What to try" in said
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_a_looping_rank_ends_the_others_and_itself_and_its_stack_is_shown(tmp_path: Path) -> None:
     said = ended("looping", tmp_path / "out")
     assert "Rank 1 does not come: it has been in step 2, computing the micro-batches, for more than 4 s." in said
@@ -95,14 +95,14 @@ def test_a_looping_rank_ends_the_others_and_itself_and_its_stack_is_shown(tmp_pa
     assert "unsloth_accel: rank 1 leaves with exit code" in said, "the others have said why they left"
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_a_killed_rank_is_named_by_the_others(tmp_path: Path) -> None:
     launched = launch(WORKER, tmp_path / "out", "killed", timeout=120, expect_failure=True)
     assert "PeerError: Rank 1 does not come: it has not been heard of for" in launched.stderr
     assert "At its last heartbeat it was in step 2, computing the micro-batches." in launched.stderr
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_long_work_is_not_a_stall(tmp_path: Path) -> None:
     """A rank alone in an evaluation, in `run_once`, and in slow micro-batches, each for longer than the limit."""
     launch(WORKER, tmp_path / "out", "long_work", timeout=180)

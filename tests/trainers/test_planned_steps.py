@@ -40,7 +40,6 @@ TUNED, KEEP_LONG = "plan=auto,fits=300,max_length=160,steps=32", "plan=keep,max_
 # The last rank runs out of memory where a batch has more tokens than that. Rank 0, whose forwards these are, is told.
 OUT_OF_MEMORY = {
     "pieces=1,oom=forward,limit=400": 1,
-    "pieces=1,oom=loss,limit=400": 1,
     "pieces=1,oom=backward,limit=400": 1,
     "pieces=1,oom=backward,limit=150": 1,
     "plan=auto,oom=backward,limit=400": 1,

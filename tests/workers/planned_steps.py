@@ -65,8 +65,7 @@ class Forwards(TrainerCallback):
 
 
 class RunsOutOfMemory:
-    """What a card too small for more than `limit` tokens does: in the last layer's forward, in the head of the
-    language model, where the loss begins, or in the first layer's backward."""
+    """What a card too small for more than `limit` tokens does, in the last layer's forward or the first's backward."""
 
     def __init__(self, model, phase, limit):
         self.limit, self.tokens = limit, 0
@@ -74,8 +73,6 @@ class RunsOutOfMemory:
         if phase == "forward":
             layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
             layers[-1].register_forward_pre_hook(self.refuse)
-        elif phase == "loss":
-            model.get_output_embeddings().register_forward_pre_hook(self.refuse)
         else:
             first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
             first.register_hook(self.refuse)
