@@ -29,7 +29,8 @@ def host_microseconds(ranks: int) -> dict[str, float]:
     from unsloth_accel.ddp.reports import RankReport
     from unsloth_accel.metrics.flops import TokenFlops
     from unsloth_accel.metrics.step_metrics import StepMetrics
-    from unsloth_accel.metrics.utilization import Utilization, _checkpointable_layers
+    from unsloth_accel.metrics.utilization import Utilization
+    from unsloth_accel.plan.layers import checkpointable_layers
 
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 28}
     model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64))
@@ -41,7 +42,7 @@ def host_microseconds(ranks: int) -> dict[str, float]:
         trainer = Trainer(model, arguments)
         metrics = StepMetrics(trainer, gradient_sync="deferred", plan=UnslothAcceleratorPlugin().plan)
         flops = TokenFlops.from_model(model)
-        metrics._utilization = Utilization(flops, ranks * 1e15, _checkpointable_layers(model))  # a CPU has no peak
+        metrics._utilization = Utilization(flops, ranks * 1e15, checkpointable_layers(model))  # a CPU has no peak
         for step in range(STEPS):
             trainer.state.global_step = step
             began = time.perf_counter()

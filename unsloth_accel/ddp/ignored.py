@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..patching import Undo, undo_all
 from ..ranks.logging import log_once
+from .bits import sums_of_bits
 from .mode import parallel_mode
 
 
@@ -111,10 +111,7 @@ def on_another_device(model: nn.Module) -> list[str]:
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:
-    """A digest of names, types, shapes and sums. Integer sums, which do not depend on the order of adding.
-
-    Every byte is read where it lies, nothing is copied, and each device is waited for once: on NVLink a broadcast is
-    so fast that a wait for each tensor would cost more.
+    """A digest of names, types, shapes and sums of bits.
 
     Args:
         tensors (`dict[str, torch.Tensor]`): By name, in the same order on all ranks.
@@ -122,22 +119,9 @@ def checksum(tensors: dict[str, Tensor]) -> str:
     Returns:
         `str`: Hexadecimal digits.
     """
-    sums = {name: _sum(tensor) for name, tensor in tensors.items()}
-    totals: dict[str, int] = {}
-    for device in {total.device for total in sums.values()}:
-        names = [name for name, total in sums.items() if total.device == device]
-        totals.update(zip(names, torch.stack([sums[name] for name in names]).tolist(), strict=True))
-    rows = [(name, str(tensor.dtype), tuple(tensor.shape), totals[name]) for name, tensor in tensors.items()]
+    sums = sums_of_bits(tensors)
+    rows = [(name, str(tensor.dtype), tuple(tensor.shape), sums[name]) for name, tensor in tensors.items()]
     return hashlib.sha256(repr(rows).encode()).hexdigest()
-
-
-def _sum(tensor: Tensor) -> Tensor:
-    data = tensor.data.reshape(-1).view(torch.uint8)
-    if data.storage_offset() % 8:  # a slice that cannot be read as 64-bit words where it lies
-        data = data.clone()
-    whole = data.numel() // 8 * 8
-    words, rest = data[:whole].view(torch.int64).sum(), data[whole:]
-    return words + rest.sum() if rest.numel() else words
 
 
 def ignore(model: nn.Module, names: list[str]) -> Undo:

@@ -16,6 +16,11 @@ from ..imports import FLOORS
 
 
 def main(path: Path) -> None:
+    """Asks all questions, each after it was written down.
+
+    Args:
+        path (`Path`): The file that questions and answers are written to, a line of JSON each.
+    """
     with path.open("w", buffering=1) as file:
         # Unsloth wants to be imported before trl, transformers and peft; torch before it, so that the one is told from
         # the other if the process ends there.

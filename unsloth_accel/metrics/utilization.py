@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigurationError
+from ..plan.layers import checkpointable_layers, is_recomputed
 from ..ranks.logging import log_once
 from .flops import TokenFlops
 from .peak_flops import peak_flops
@@ -46,11 +47,11 @@ class Utilization:
         except ConfigurationError as unlike:
             log_once("metrics: no MFU, because the model's operations are not known: %s", unlike)
             return None
-        return cls(flops, peak * trainer.args.world_size, _checkpointable_layers(trainer.model))
+        return cls(flops, peak * trainer.args.world_size, checkpointable_layers(trainer.model))
 
     def recomputed_share(self) -> float:
         """The share of the layers that are computed again in backward, as their flags are now."""
-        flags = [bool(getattr(layer, "gradient_checkpointing", False)) for layer in self._layers]
+        flags = [is_recomputed(layer) for layer in self._layers]
         return sum(flags) / len(flags) if flags else 0.0
 
     def model_flops(self, tokens: float) -> float:
@@ -66,9 +67,3 @@ def _precision(trainer: Any) -> torch.dtype | None:
     if trainer.args.bf16:
         return torch.bfloat16
     return torch.float16 if trainer.args.fp16 else getattr(trainer.model, "dtype", None)
-
-
-def _checkpointable_layers(model: nn.Module) -> list[nn.Module]:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

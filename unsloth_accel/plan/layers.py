@@ -35,6 +35,16 @@ def keep_layers(model: nn.Module, count: int | Literal["all"]) -> tuple[int, Und
 
 def checkpointed_layers(model: nn.Module) -> list[Any]:
     """The layers that recompute their activations in backward."""
+    return [layer for layer in checkpointable_layers(model) if is_recomputed(layer)]
+
+
+def checkpointable_layers(model: nn.Module) -> list[Any]:
+    """The layers that can recompute their activations in backward, whether they do or not."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and getattr(m, _FLAG, False)]
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def is_recomputed(layer: nn.Module) -> bool:
+    """Whether a layer recomputes its activations, as its flag is now."""
+    return bool(getattr(layer, _FLAG, False))

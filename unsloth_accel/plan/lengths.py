@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..data.media import holds_media
+
 
 IntArray = npt.NDArray[np.int64]
 
@@ -70,20 +72,12 @@ def _unknown(dataset: Any) -> str:
         return f"the rows of a {type(dataset).__name__} are known only when they are read"
     if dataset.format["type"] == "custom":
         return "a transform makes the rows when they are read"
-    images = [name for name, feature in dataset.features.items() if _holds_media(feature)]
+    images = [name for name, feature in dataset.features.items() if holds_media(feature)]
     if images:
         return f"the column `{images[0]}` becomes tokens when it is collated"
     if "input_ids" not in dataset.column_names:
         return "the data set has no column `input_ids`, so its rows are tokenised when they are collated"
     return ""
-
-
-def _holds_media(feature: Any) -> bool:
-    if isinstance(feature, dict):
-        return any(map(_holds_media, feature.values()))
-    if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
-        return True
-    return hasattr(feature, "feature") and _holds_media(feature.feature)
 
 
 def _of_tables(dataset: datasets.Dataset, column: str, measure: Callable[[pa.ChunkedArray], IntArray]) -> IntArray:

@@ -46,7 +46,7 @@ class PlanTuner:
         self._used: list[int | None] = [None]  # by step: the candidate it ran with
         self._figures: list[ProbeFigures] = []
         self._tokens = 0.0
-        self._chosen = 0
+        self._rule = self._chosen = 0  # indices of candidates: what the rule says, and what is used
         self.record = self._record(PlanCandidate(pieces=None, tokens=None, layers_kept=0), "memory is being measured")
         self.is_done = False
 
@@ -87,7 +87,7 @@ class PlanTuner:
         if together:
             tokens = HEADROOM * max(one.step_tokens for one in figures)
             self._found = candidates(memory, tokens, self._longest_row or 0, self._rows, self._layers)
-            self._chosen = first_choice(self._found, tokens)
+            self._rule = self._chosen = first_choice(self._found, tokens)
         else:
             # What cannot be cut must fit at its largest.
             largest = self._micro_batch_rows * self._longest_row if self._longest_row else None
@@ -116,7 +116,7 @@ class PlanTuner:
 
     def _try_next(self) -> None:
         """Each candidate for some steps, beginning with the rule's choice."""
-        order = sorted(range(len(self._found)), key=lambda index: (index != self._rule(), index))
+        order = sorted(range(len(self._found)), key=lambda index: (index != self._rule, index))
         tried = [self._used.count(index) for index in range(len(self._found))]
         left = [index for index in order if tried[index] < STEPS_TRIED]
         self._chosen = left[0] if left else order[-1]
@@ -124,14 +124,10 @@ class PlanTuner:
 
     def _choose_fastest(self) -> None:
         means = [sum(times) / len(times) for times in self._times]
-        rule = self._rule()
         fastest = min(range(len(means)), key=means.__getitem__)
-        self._chosen = fastest if means[fastest] < CLEARLY * means[rule] else rule
+        self._chosen = fastest if means[fastest] < CLEARLY * means[self._rule] else self._rule
         self._found = [replace(one, microseconds=round(mean, 3)) for one, mean in zip(self._found, means, strict=True)]
         self._finish(f"the fastest of {len(means)} candidates, or within 5 % of it")
-
-    def _rule(self) -> int:
-        return first_choice(self._found, HEADROOM * max(one.step_tokens for one in self._figures))
 
     def _finish(self, reason: str) -> None:
         self.record = self._record(self._found[self._chosen], reason)

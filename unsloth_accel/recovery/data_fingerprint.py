@@ -3,6 +3,8 @@
 import hashlib
 from typing import Any
 
+from ..data.media import holds_media
+
 
 # Read to the last token. An inserted or removed row moves those behind it, another tokenizer or template changes all.
 SAMPLED_ROWS = 256
@@ -27,7 +29,8 @@ def data_fingerprint(dataset: Any) -> dict[str, Any]:
 
 
 def _hash(dataset: Any) -> str | None:
-    columns = sorted(name for name, feature in dataset.features.items() if not _holds_media(feature))
+    # Each machine may have pictures and sounds in a folder of its own.
+    columns = sorted(name for name, feature in dataset.features.items() if not holds_media(feature))
     if not columns:
         return None
     count = min(len(dataset), SAMPLED_ROWS)
@@ -35,14 +38,3 @@ def _hash(dataset: Any) -> str | None:
     # As Arrow, so that no transform of the user's runs. As Python objects, since equal rows may lie in other buffers.
     table = dataset.select_columns(columns).with_format("arrow")[sampled]
     return hashlib.sha256(repr(table.select(columns).to_pylist()).encode()).hexdigest()
-
-
-def _holds_media(feature: Any) -> bool:
-    """Whether a column has pictures or sounds: each machine may have them in a folder of its own."""
-    import datasets
-
-    if isinstance(feature, dict):
-        return any(map(_holds_media, feature.values()))
-    if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
-        return True
-    return hasattr(feature, "feature") and _holds_media(feature.feature)

@@ -14,6 +14,7 @@ from ..plan.probe import MemoryProbe, ProbeFigures, can_measure
 from ..plan.tuning import PlanTuner
 from ..ranks.logging import log_once
 from .planned_steps import PlannedSteps
+from .tokens import count_computed_tokens
 
 
 _FIGURES = tuple(field.name for field in fields(ProbeFigures))
@@ -78,7 +79,7 @@ class PlanSearch:
             return
         self._milliseconds = 1000 * self._clock.seconds() if self._is_timed else 0.0
         self._is_timed = self._planned.holds_back
-        self._batches = [batch["input_ids"].numel() for batch in batches if "input_ids" in batch]
+        self._batches = [count_computed_tokens(batch) for batch in batches]
         if self._tuner.measures_memory:
             self._start_probe()
 
