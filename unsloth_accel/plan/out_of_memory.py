@@ -1,7 +1,9 @@
 """Computing a piece again, in smaller ones, after it did not fit into memory."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
@@ -9,12 +11,45 @@ from torch import Tensor, nn
 
 # What Accelerate's list does not have: Triton and cuBLAS raise plain RuntimeErrors.
 _TEXTS = ("Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+Part = TypeVar("Part")
+
 _CHECKPOINTING = "unsloth_zoo.gradient_checkpointing"
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that the device's memory, or the host's, was too small."""
     return should_reduce_batch_size(error) or any(text in str(error) for text in _TEXTS)
+
+
+def compute_parts(
+    parts: Sequence[Part],
+    compute: Callable[[Part], Tensor],
+    cut: Callable[[Part, str], Sequence[Part]] | None,
+    parameters: Sequence[nn.Parameter] = (),
+) -> Iterator[tuple[Part, Tensor]]:
+    """Computes parts of a step one after the other, and those that do not fit into memory in smaller ones.
+
+    Args:
+        parts (`Sequence`): What to compute.
+        compute (`Callable`): Computes the loss of a part and, if there are `parameters`, their gradients.
+        cut (`Callable`, *optional*): Makes smaller parts of one, or raises; it gets the error, too. None: the error of
+            a part that does not fit is raised.
+        parameters (`Sequence[nn.Parameter]`, *optional*): What is trained.
+
+    Yields:
+        `tuple`: A part that was computed, as a whole, and its loss.
+    """
+    left = list(parts)
+    while left:
+        part, *left = left
+        if cut is None:
+            yield part, compute(part)
+            continue
+        loss, error = compute_apart(partial(compute, part), parameters)
+        if loss is None:
+            left = [*cut(part, error), *left]
+        else:
+            yield part, loss
 
 
 def compute_apart(compute: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, str]:

@@ -15,7 +15,7 @@ from ..plan.cost import RowCost
 from ..plan.dataloader import balance_batches, why_not_balanced
 from ..plan.layers import checkpointed_layers, keep_layers
 from ..plan.lengths import row_lengths
-from ..plan.out_of_memory import compute_apart, is_out_of_memory
+from ..plan.out_of_memory import compute_parts, is_out_of_memory
 from ..plan.pieces import can_be_cut, group, halve, is_padding_free
 from ..ranks.environment import rank
 from ..ranks.logging import log_once
@@ -170,17 +170,14 @@ class PlannedSteps:
     def _compute_whatever_fits(self, step: TrainingStep, model: Any, num_items_in_batch: Any) -> Tensor:
         """All pieces; one that does not fit into memory is cut in two and computed again, without the other ranks."""
         parameters = [p for p in self._trainer.model.parameters() if p.requires_grad]
-        loss = torch.zeros((), device=self._trainer.args.device)
-        left = self._pieces
-        while left:
-            piece, *left = left
-            compute = partial(step, model, piece, num_items_in_batch)
-            found, error = compute_apart(compute, parameters) if self._splits else (compute(), "")
-            if found is None:
-                left = [*self._cut(piece, error), *left]
-            else:
-                loss += found
-        return loss
+        total = torch.zeros((), device=self._trainer.args.device)
+
+        def compute(piece: dict[str, Tensor]) -> Tensor:
+            return step(model, piece, num_items_in_batch)
+
+        for _, loss in compute_parts(self._pieces, compute, self._cut if self._splits else None, parameters):
+            total += loss
+        return total
 
     def _cut(self, piece: dict[str, Tensor], error: str) -> list[dict[str, Tensor]]:
         halves = halve(piece)
