@@ -24,7 +24,6 @@ from pathlib import Path
 from unsloth_accel.bench.random_llama import WORDS, config, tokenizer
 
 
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STEPS = 3
 TIMEOUT_SECONDS = 150
 
@@ -86,27 +85,16 @@ def save(size: str, folder: Path) -> None:
     tokenizer().save_pretrained(folder)
 
 
-def load(case: Case, folder: Path):
-    import torch
-    from unsloth import FastLanguageModel
+def load_model(case: Case, folder: Path):
+    from unsloth_accel.bench.comparison import Comparison
+    from unsloth_accel.bench.models import load
 
-    model, tokens = FastLanguageModel.from_pretrained(
-        str(folder),
-        max_seq_length=case.sequence,
-        dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
-        load_in_4bit=case.bits == 4,
-        full_finetuning=case.lora_rank is None,
+    finetuning = "full" if case.lora_rank is None else "qlora" if case.bits == 4 else "lora"
+    rank = {} if case.lora_rank is None else {"lora_rank": case.lora_rank}
+    return load(
+        "unsloth",
+        Comparison(model=str(folder), finetuning=finetuning, sequence=case.sequence, works=(), contenders=(), **rank),
     )
-    if case.lora_rank is not None:
-        model = FastLanguageModel.get_peft_model(
-            model,
-            r=case.lora_rank,
-            lora_alpha=case.lora_rank,
-            lora_dropout=0,
-            target_modules=LINEAR,
-            use_gradient_checkpointing="unsloth",
-        )
-    return model, tokens
 
 
 def rows_of(case: Case):
@@ -179,7 +167,7 @@ def run_case(name: str, folder: Path) -> None:
         save(case.size, model_folder)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    model, tokens = load(case, model_folder)
+    model, tokens = load_model(case, model_folder)
     layers = model_config(case.size).num_hidden_layers
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     for kept in (0, layers):

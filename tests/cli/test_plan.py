@@ -1,43 +1,28 @@
 """`unsloth-accel plan` as a user starts it."""
 
 import json
-import random
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from estimate.recipes import write_config, write_rows
 from unsloth_accel import StepPlan, UnslothAcceleratorPlugin
 from unsloth_accel.cli.main import main
 
 
 pytestmark = pytest.mark.usefixtures("model_libraries")
 
-LLAMA_3B = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-}
-
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3B))
-    return str(tmp_path / "config.json")
+    return str(write_config(tmp_path))
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> str:
-    draw = random.Random(1)
-    lengths = [max(8, min(2048, int(draw.lognormvariate(5.8, 0.9)))) for _ in range(400)]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"input_ids": [1] * length}) + "\n" for length in lengths))
-    return str(path)
+    return str(write_rows(tmp_path / "rows.jsonl", 400))
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

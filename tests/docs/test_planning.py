@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import runpy
 import shlex
@@ -12,30 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from estimate.recipes import write_config, write_rows
 from harness import ON_CPU, ROOT
 
 
 PLANNING = (ROOT / "docs" / "planning.md").read_text()
 DOCTOR = (ROOT / "docs" / "doctor.md").read_text()
-LLAMA_3B = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """With the model and the rows of the page."""
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA_3B))
-    draw = random.Random(1)
-    lengths = (max(8, min(2048, int(draw.lognormvariate(5.8, 0.9)))) for _ in range(20_000))
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"input_ids": [1] * count}) + "\n" for count in lengths))
+    write_config(tmp_path / "model")
+    write_rows(tmp_path / "rows.jsonl", 20_000)
     return tmp_path
 
 

@@ -2,8 +2,10 @@
 
 import gc
 import json
+import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,18 @@ def steps_logged(trainer: Any) -> list[dict[str, float]]:
     """What the trainer itself logged of each step, without what several ranks add: docs/metrics.md."""
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     return [{k: float(v) for k, v in entry.items() if k not in METRICS} for entry in logged]
+
+
+def run_cases(train: Callable[[str, Path, dict[str, str]], dict[str, Any]]) -> None:
+    """Reports what `train` returns for each case of the command line: `WORKER MODEL OUT key=value,... ...`.
+
+    It gets the model's folder, one that it may write to, and the case's keys and values.
+    """
+    path, out, *cases = sys.argv[1:]
+    for text in cases:
+        case = dict(pair.split("=") for pair in text.split(",") if pair)
+        result = {"case": text, "world_size": WORLD_SIZE}
+        report(Path(out), result, partial(train, path, Path(out).with_suffix(".run"), case))
 
 
 def report(out: Path, result: dict[str, Any], train: Callable[[], dict[str, Any]]) -> None:

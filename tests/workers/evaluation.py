@@ -4,10 +4,6 @@ The trainers are those that Unsloth generates for GPUs, on the CPU. A CASE is `k
 defaults are those of `evaluate`.
 """
 
-import sys
-from functools import partial
-from pathlib import Path
-
 import generated_trainers
 
 
@@ -16,7 +12,7 @@ generated_trainers.load()
 from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import counting_tokenizer
 import torch
-from cases import COMPARABLE, RANK, WORLD_SIZE, of_all_ranks, report
+from cases import COMPARABLE, RANK, WORLD_SIZE, of_all_ranks, run_cases
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -76,13 +72,5 @@ def evaluate(path, folder, case):
     }
 
 
-def main() -> None:
-    path, out, *cases = sys.argv[1:]
-    for text in cases:
-        case = dict(pair.split("=") for pair in text.split(",") if pair)
-        result = {"case": text, "world_size": WORLD_SIZE}
-        report(Path(out), result, partial(evaluate, path, Path(out).with_suffix(".run"), case))
-
-
 if __name__ == "__main__":
-    main()
+    run_cases(evaluate)

@@ -5,10 +5,7 @@ CPU backend knows no padding-free batches. A CASE is `key=value,...`; the keys a
 """
 
 import json
-import sys
 from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
 
 import generated_trainers
 
@@ -18,7 +15,7 @@ generated_trainers.load()
 from unsloth_accel import StepPlan, UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import counting_tokenizer
 import torch
-from cases import COMPARABLE, RANK, SGD, WORLD_SIZE, between_ranks, report, steps_logged
+from cases import COMPARABLE, RANK, SGD, WORLD_SIZE, between_ranks, run_cases, steps_logged
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -161,13 +158,5 @@ def train(path, folder, case):
     }
 
 
-def main() -> None:
-    path, out, *cases = sys.argv[1:]
-    for text in cases:
-        case = dict(pair.split("=") for pair in text.split(",") if pair)
-        result = {"case": text, "world_size": WORLD_SIZE}
-        report(Path(out), result, partial(train, path, Path(out).with_suffix(".run"), case))
-
-
 if __name__ == "__main__":
-    main()
+    run_cases(train)
