@@ -103,7 +103,8 @@ def free_port() -> int:
 
 
 def _command(target: str | Path, args: Sequence[object], options: list[str]) -> list[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options]
+    # `accelerate-launch`, which is `accelerate launch` without the imports of its other commands: 3 s less each time.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options]
     script = [str(Path(target).resolve())] if str(target).endswith(".py") else ["-m", str(target)]
     return [*launcher, str(RUN_RANK), *script, *map(str, args)]
 

@@ -49,6 +49,10 @@ def test_the_update_of_a_failed_step_cannot_be_saved(survived: list[dict[str, An
     assert survivor["again"]["error"] is None, "other weights were loaded"
 
 
+def test_an_error_that_ended_a_run_is_not_taken_for_one_of_the_next(survived: list[dict[str, Any]]) -> None:
+    assert [rank["in_forward"]["published"] for rank in survived] == [[[1], []], [[], []]]
+
+
 @pytest.mark.parametrize(
     ("case", "error"),
     [

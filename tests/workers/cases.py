@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from start import RANK, WORLD_SIZE
+from start import RANK, WORLD_SIZE, freeze_imports
 
 from unsloth_accel.metrics.window import METRICS
 
@@ -70,6 +70,7 @@ def report(out: Path, result: dict[str, Any], train: Callable[[], dict[str, Any]
 
     Another rank prints its error: rank 0 may wait for it, and the harness shows what each rank wrote.
     """
+    freeze_imports()
     try:
         result |= train()
     except Exception as error:  # each case reports for itself; the test judges

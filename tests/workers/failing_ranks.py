@@ -13,6 +13,7 @@ from torch import nn
 
 from unsloth_accel import UnslothAccelerator, UnslothAcceleratorPlugin
 from unsloth_accel.ddp import run as run_module
+from unsloth_accel.ranks.store import find_errors
 
 
 LAST = WORLD_SIZE - 1
@@ -71,7 +72,12 @@ def in_forward():
     if RANK != LAST:
         model.module.load_state_dict({name: torch.zeros_like(p) for name, p in model.module.named_parameters()})
     again = outcome(model.module.state_dict)
-    return {**found, "moved": moved, "saved": saved, "nested": nested, "again": again}
+    published = [rank for rank, _ in find_errors()]
+    next_accelerator = UnslothAccelerator()
+    prepare(next_accelerator)
+    next_accelerator.wait_for_everyone()
+    left = [rank for rank, _ in find_errors()]
+    return {**found, "moved": moved, "saved": saved, "nested": nested, "again": again, "published": [published, left]}
 
 
 def with_two_models():

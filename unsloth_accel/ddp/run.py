@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigurationError, GradientSyncError, PeerError
 from ..ranks.agreement import gather_values
-from ..ranks.store import fetch_error, find_errors, publish_error
+from ..ranks.store import fetch_error, find_errors, publish_error, withdraw_error
 from .backward import EndOfBackward
 from .checksum import WeightsChecksum
 from .chunks import TrainedChunks
@@ -66,6 +66,7 @@ class DataParallelRun:
         self._names = {id(p): name for name, p in ddp.module.named_parameters()}
         self._agree_on("what is trained", self._names_of(self._trained.parameters))
         self._agree_on("what is reported", columns)
+        withdraw_error()  # all are here, so what ended a run before is known and over
         self._reduction = GradientReduction(self._trained, self._group)
         self._exchange = ReportExchange(columns, self._group, self._device)
         self._checksum, self._stopwatch = WeightsChecksum(), Stopwatch(self._device)

@@ -27,6 +27,11 @@ def publish_error(text: str) -> None:
     connect().set(_error_key(rank()), text)
 
 
+def withdraw_error() -> None:
+    """Takes back what this rank published; to be called when all ranks have gone on to something new."""
+    connect().delete_key(_error_key(rank()))
+
+
 def fetch_error(failed: int, timeout: float = ERROR_SECONDS) -> str:
     """Reads the error that another rank published.
 

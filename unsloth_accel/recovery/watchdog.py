@@ -67,7 +67,10 @@ class Watchdog:
         self._wakeup = Wakeup()
         self._thread = threading.Thread(target=self._watch, name="unsloth_accel-watchdog", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._watch_store, name="unsloth_accel-watchdog-store", daemon=True).start()
+        self._store_thread = threading.Thread(
+            target=self._watch_store, name="unsloth_accel-watchdog-store", daemon=True
+        )
+        self._store_thread.start()
         return self
 
     def __exit__(
@@ -81,6 +84,7 @@ class Watchdog:
         self._wakeup.close()
         self._thread.join()
         self._over.set()
+        self._store_thread.join()  # or it still holds the trainer for a moment
         lost = self._name_lost(error)
         if lost:
             raise PeerError(lost) from error
