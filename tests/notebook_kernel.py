@@ -23,3 +23,10 @@ def environment(tmp_path: Path, model: Path) -> dict[str, str]:
         "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "compiled"),
         "UNSLOTH_DISABLE_STATISTICS": "1",
     }
+
+
+def plots_of(notebook: Path, folder: Path) -> int:
+    """How many plots the notebook shows that has run in `folder`: the report's, and in the third the losses."""
+    charts = len(list((folder / "outputs" / "report").glob("*.png")))
+    assert charts >= 4, "loss, throughput, tokens and waiting"
+    return charts + notebook.stem.startswith("03")

@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parents[1] / "build" / "tests"
 TIERS = {
     "unit": ["-m", "unit", "-n", "2"],
     "gpu": ["-m", "gpu or multigpu"],
-    "notebook": ["-m", "notebook"],
+    "notebook": ["-m", "notebook", "-n", "2"],
     "cpu": ["-m", "cpu", "-n", "2", "--dist", "loadfile"],
     "gloo": ["-m", "gloo", "-n", "2", "--dist", "loadfile"],
 }

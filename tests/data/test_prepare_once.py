@@ -29,24 +29,24 @@ def assert_same_rows(ranks: Ranks, key: str, count: int | None = None) -> None:
 
 
 @pytest.mark.gloo
-def test_one_of_four_ranks_tokenises_for_all(
+def test_one_of_two_ranks_tokenises_for_all(
     tiny_model: Path, read_only: Path, full_disk: Path, cache: dict[str, str], tmp_path: Path
 ) -> None:
     folders = (tiny_model, tmp_path, read_only, full_disk)
-    failed = launch(WORKER, "trl", *folders, num_processes=4, env=cache, expect_failure=True, timeout=380)
+    failed = launch(WORKER, "trl", *folders, env=cache, expect_failure=True, timeout=380)
     # The last act of the worker: rank 0 killed itself in the middle of a tokenisation.
     assert "SIGKILL" in failed.stderr, failed.stderr
-    ranks = rank_results(tmp_path / "trl", 4)
+    ranks = rank_results(tmp_path / "trl")
 
-    assert tokenised(ranks, "memory") == [340, 0, 0, 0]
+    assert tokenised(ranks, "memory") == [340, 0]
     assert_same_rows(ranks, "memory", 300)
-    assert tokenised(ranks, "memory again") == [0, 0, 0, 0]
+    assert tokenised(ranks, "memory again") == [0, 0]
     assert_same_rows(ranks, "memory again", 300)
     assert len({rank["memory again"]["evaluated"] for rank in ranks}) == 1
     # The cache is by content: what was prepared in another way is not taken for the same.
     assert len({ranks[0][key]["rows"] for key in ("memory", "shorter", "packed")}) == 3
-    assert tokenised(ranks, "chats") == tokenised(ranks, "other template") == [60, 0, 0, 0]
-    assert tokenised(ranks, "chats again") == [0, 0, 0, 0]
+    assert tokenised(ranks, "chats") == tokenised(ranks, "other template") == [60, 0]
+    assert tokenised(ranks, "chats again") == [0, 0]
     assert ranks[0]["chats"]["rows"] == ranks[0]["chats again"]["rows"] != ranks[0]["other template"]["rows"]
     for key in ("shorter", "packed", "chats", "other template"):
         assert_same_rows(ranks, key)
@@ -54,20 +54,20 @@ def test_one_of_four_ranks_tokenises_for_all(
     assert [file.name.split("-")[1] for file in tmp_path.glob("worker-*")] == ["0", "0"]
     assert ranks[0]["workers"]["rows"] == ranks[0]["memory"]["rows"]
     assert_same_rows(ranks, "workers", 300)
-    assert tokenised(ranks, "unfixed") == [200] * 4, "without the fix every rank tokenises: is the defect gone?"
-    assert tokenised(ranks, "files") == [250, 0, 0, 0]
+    assert tokenised(ranks, "unfixed") == [200] * 2, "without the fix every rank tokenises: is the defect gone?"
+    assert tokenised(ranks, "files") == [250, 0]
     assert_same_rows(ranks, "files")
     assert ranks[0]["files"]["count"] < 250  # packed
-    assert tokenised(ranks, "formatted") == [300, 0, 0, 0]
+    assert tokenised(ranks, "formatted") == [300, 0]
     assert_same_rows(ranks, "formatted", 300)
     assert ranks[0]["formatted"]["rows"] != ranks[0]["memory"]["rows"]
     # What `datasets` cannot hash, or is told not to cache, it repeats in the next run, but not on each rank.
     for key in ("unhashable", "uncached"):
-        assert tokenised(ranks, key) == [300, 0, 0, 0]
+        assert tokenised(ranks, key) == [300, 0]
         assert_same_rows(ranks, key, 300)
     # Ranks that were given different rows keep them.
-    assert [rank["different"]["count"] for rank in ranks] == [100, 101, 102, 103]
-    assert tokenised(ranks, "streaming") == tokenised(ranks, "streaming")[:1] * 4
+    assert [rank["different"]["count"] for rank in ranks] == [100, 101]
+    assert tokenised(ranks, "streaming") == tokenised(ranks, "streaming")[:1] * 2
 
     assert ranks[0]["error"] == ["RuntimeError", "this row cannot be tokenised"]
     keys = {"error": "RuntimeError: this row cannot be tokenised"}

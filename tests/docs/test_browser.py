@@ -10,15 +10,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from browser import find_chromium
 from harness import ROOT, free_port
-from notebook_kernel import NOTEBOOKS, environment
+from notebook_kernel import NOTEBOOKS, environment, plots_of
 
 
 SCREENSHOTS = ROOT / "build" / "browser"
@@ -31,11 +32,12 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")
-def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Callable[[str], str]]:
-    """A JupyterLab on copies of the notebooks, so that their outputs stay out of the checkout."""
+def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[SimpleNamespace]:
+    """A JupyterLab on copies of the notebooks, each in a folder of its own, so that outputs stay out of the checkout."""
     folder = tmp_path_factory.mktemp("lab")
     for notebook in NOTEBOOKS:
-        shutil.copy(notebook, folder)
+        (folder / notebook.stem).mkdir()
+        shutil.copy(notebook, folder / notebook.stem)
     port, token = free_port(), secrets.token_hex()
     options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
     options += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
@@ -49,7 +51,10 @@ def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory, tiny_model: Pat
         )
     try:
         _wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, folder / "lab.log")
-        yield lambda name: f"http://127.0.0.1:{port}/lab/workspaces/{Path(name).stem}/tree/{name}?token={token}"
+        place = f"http://127.0.0.1:{port}/lab/workspaces"
+        yield SimpleNamespace(
+            folder=folder, url=lambda path: f"{place}/{path.stem}/tree/{path.stem}/{path.name}?token={token}"
+        )
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
@@ -69,20 +74,19 @@ def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path, seconds: f
 
 @pytest.mark.notebook
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_notebook_runs_in_a_browser(path: Path, lab: Callable[[str], str], chromium: str) -> None:
-    plots = 3 if path.name.startswith("03") else 0
+def test_the_notebook_runs_in_a_browser(path: Path, lab: SimpleNamespace, chromium: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     screenshot = SCREENSHOTS / f"{path.stem}.png"
     screenshot.unlink(missing_ok=True)
 
-    command = ["node", str(DRIVER), lab(path.name), chromium, str(screenshot)]
+    command = ["node", str(DRIVER), lab.url(path), chromium, str(screenshot)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
 
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["errors"] == []
     assert seen["cells"] == sum(cell["cell_type"] == "code" for cell in json.loads(path.read_text())["cells"])
-    assert len(seen["plots"]) == plots
+    assert len(seen["plots"]) == plots_of(path, lab.folder / path.stem)
     assert all(width > 200 and height > 100 for width, height in seen["plots"]), "a plot did not render"
     assert seen["bars"] > 0, "the progress bar of rank 0 is not in the page"
     assert screenshot.stat().st_size > 10_000

@@ -20,7 +20,7 @@ from harness import ON_CPU, ROOT, launch
 WORKER = ROOT / "tests" / "workers" / "compiled_cache.py"
 TRAINER = "UnslothSFTTrainer.py"
 
-pytestmark = pytest.mark.gloo
+pytestmark = pytest.mark.long
 
 
 def results(out: Path, ranks: int) -> list[dict[str, Any]]:

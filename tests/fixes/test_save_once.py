@@ -25,7 +25,7 @@ def check_equal(ranks: list[dict[str, Any]], kind: str) -> None:
         assert "save_once" in rank["fixes"]
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_four_ranks_save_what_one_process_saves(tiny_model: Path, full_disk: Path, tmp_path: Path) -> None:
     arguments = ("gpu_path", tiny_model, tmp_path, full_disk)
     failed = launch(WORKER, *arguments, num_processes=4, expect_failure=True, timeout=570)

@@ -20,8 +20,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return rank_results(out, 1)[0]
 
 
-@pytest.mark.gloo
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.gloo), pytest.param(4, marks=pytest.mark.long)])
 def test_the_losses_of_balanced_rows_are_those_of_one_rank(ranks: int, one_rank: Any, tmp_path: Path) -> None:
     launch(WORKER, tmp_path / "out", num_processes=ranks, timeout=240)
     several = rank_results(tmp_path / "out", ranks)[0]

@@ -18,8 +18,8 @@ from unsloth_accel.recovery.newest import newest_complete
 
 
 WORKER = ROOT / "tests" / "workers" / "checkpoints.py"
-# Which rank is killed, and when.
-FAULTS = [(1, "weights"), (0, "weights"), (1, "all"), (0, "rename")]
+# Which rank is killed, and when; faults.py tries more.
+FAULTS = [(1, "weights"), (0, "rename")]
 WEIGHTS = "model.safetensors"
 FILES = [WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "trainer_state.json", "deeper/adapter.bin"]
 DAMAGES = {

@@ -107,7 +107,7 @@ def rows(out: Path, name: str, step: int, ranks: int) -> list[str]:
     return sorted(row for rank in range(ranks) for row in held(out, name, step, rank)["rows"])
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("step", SAVED)
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,7 +125,7 @@ def test_the_first_step_on_as_many_ranks_is_that_of_the_uninterrupted_run(
     assert [entry["loss"] for entry in run["logs"]] == [entry["loss"] for entry in undisturbed["logs"]]
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "ranks"), [("four", 4), ("one", 1)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_step_on_other_ranks_has_the_same_rows_weights_optimizer_and_scheduler(
@@ -148,7 +148,7 @@ def test_the_first_step_on_other_ranks_has_the_same_rows_weights_optimizer_and_s
     assert len(anew) == len(states[2:]), "ranks that the checkpoint does not know draw numbers of their own"
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_on_two_four_one_and_two_ranks_follows_one_rank(kind: str, runs: dict[str, Run], out: Path) -> None:
     alone, last = runs[f"alone_{kind}"], runs[f"part_{kind}_4"]

@@ -203,6 +203,19 @@ def test_a_link_that_is_cut_for_a_moment_and_a_machine_without_power(
     run.go_on(whole)
 
 
+def test_the_machine_that_hosts_the_store_without_power(
+    linked: Machines, whole: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Its kernel closes no connection, so that what the other asks the store is never answered."""
+    run = begin(linked, tmp_path / "out")
+    cable = linked.both[1].within
+    ip(cable, "link set cable down")
+    run.power_off(0)
+    assert "It has lost the store in which the ranks meet" in run.what_the_other_says(0)
+    ip(cable, "link set cable up")
+    run.go_on(whole)
+
+
 @pytest.fixture(scope="module")
 def apart(loopback: Machines, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """What came of each case where each machine has a folder of its own, and what rank 0 said."""

@@ -1,5 +1,6 @@
 """An evaluation's loss is the mean over its tokens, however they fall into batches and ranks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,34 @@ RAISED = "plan=auto,rows=4,limit=150,on_oom=raise"
 # A mean of some 400 losses in float32, added up in another order.
 FLOAT32 = 1e-6
 
-pytestmark = pytest.mark.gloo
+
+def evaluated(ranks: int, cases: Sequence[str], folder: Path, model: Path) -> dict[str, Run]:
+    launch(WORKER, model, folder / "out", *cases, num_processes=ranks, timeout=280)
+    return read_runs(folder / "out")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[int, dict[str, Run]]:
-    found = {}
-    for ranks, cases in ((1, [*CASES, RAISED]), (2, [*CASES, *OUT_OF_MEMORY]), (4, CASES)):
-        out = tmp_path_factory.mktemp("evaluation") / f"{ranks}"
-        launch(WORKER, tiny_model, out, *cases, num_processes=ranks, timeout=280)
-        found[ranks] = read_runs(out)
-    return found
+    cases = {1: [*CASES, RAISED], 2: [*CASES, *OUT_OF_MEMORY]}
+    return {ranks: evaluated(ranks, cases[ranks], tmp_path_factory.mktemp("runs"), tiny_model) for ranks in cases}
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.gloo
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_is_that_of_one_rank(case: str, ranks: int, runs: dict[int, dict[str, Run]]) -> None:
-    run, reference = runs[ranks][case], runs[1][CASES[0]]
+    assert_evaluates_as(runs[ranks][case], runs[1][CASES[0]])
+
+
+@pytest.mark.long
+def test_the_loss_of_four_ranks_is_that_of_one(
+    runs: dict[int, dict[str, Run]], tmp_path: Path, tiny_model: Path
+) -> None:
+    for run in evaluated(4, CASES, tmp_path, tiny_model).values():
+        assert_evaluates_as(run, runs[1][CASES[0]])
+
+
+def assert_evaluates_as(run: Run, reference: Run) -> None:
     assert "error" not in run, run.get("at")
     assert run["loss"] == pytest.approx(reference["loss"], rel=FLOAT32)
     assert run["again"] == pytest.approx(reference["loss"], rel=FLOAT32)
@@ -40,6 +52,7 @@ def test_the_loss_is_that_of_one_rank(case: str, ranks: int, runs: dict[int, dic
     assert sum(run["tokens"]) == sum(reference["tokens"]), "no row twice"
 
 
+@pytest.mark.gloo
 @pytest.mark.parametrize("case", OUT_OF_MEMORY)
 def test_a_batch_that_does_not_fit_is_computed_in_parts(case: str, runs: dict[int, dict[str, Run]]) -> None:
     run, reference = runs[2][case], runs[1][CASES[0]]
@@ -50,5 +63,6 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts(case: str, runs: dict[in
     assert run["forwards"][1] > run["forwards"][0], "the last rank computed some batches in parts"
 
 
+@pytest.mark.gloo
 def test_or_the_error_is_raised(runs: dict[int, dict[str, Run]]) -> None:
     assert runs[1][RAISED]["error"].startswith("OutOfMemoryError: CUDA out of memory")

@@ -90,9 +90,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tup
 def generated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Runs, Runs]:
     """With the trainers that Unsloth generates for GPUs."""
     folders = [tmp_path_factory.mktemp("generated") for _ in range(2)]
-    env = {"GENERATED_TRAINERS": "1"}
-    one = train(GENERATED, "cpu_gloo", 1, folders[0], tiny_model, env=env)[1]
-    return one, train([*GENERATED, "sft/2", "classes"], "cpu_gloo", 2, folders[1], tiny_model, env=env)[1]
+    few, every = ({"GENERATED_TRAINERS": names} for names in ("sft_trainer reward_trainer", ""))
+    one = train(GENERATED, "cpu_gloo", 1, folders[0], tiny_model, env=few)[1]
+    return one, train([*GENERATED, "sft/2", "classes"], "cpu_gloo", 2, folders[1], tiny_model, env=every)[1]
 
 
 @pytest.fixture(scope="module")

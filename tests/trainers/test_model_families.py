@@ -57,7 +57,7 @@ def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> OnCpu:
     return OnCpu({run["family"]: run for run in read_runs(one).values()}, read_runs(two), said)
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 @pytest.mark.parametrize("case", FOLLOWING)
 def test_two_ranks_follow_one(on_cpu: OnCpu, case: str) -> None:
     two = on_cpu.two[case]
@@ -66,7 +66,7 @@ def test_two_ranks_follow_one(on_cpu: OnCpu, case: str) -> None:
     assert_same_weights(two, one)
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_the_ranks_route_to_other_experts(on_cpu: OnCpu) -> None:
     for sync in ("", ",sync=overlapped"):
         first, second = on_cpu.two[f"family=qwen3_moe{sync}"]["experts"]
@@ -76,14 +76,14 @@ def test_the_ranks_route_to_other_experts(on_cpu: OnCpu) -> None:
             assert len({*ours, *theirs}) < 64, "some experts have no token on any rank"
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unused_parameters_are_searched_only_where_there_can_be_some(on_cpu: OnCpu, family: str) -> None:
     overlapped = on_cpu.two[f"family={family},sync=overlapped"]
     assert overlapped["find_unused_parameters"] == (family in TOWERS)
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_what_overlapped_gradients_cannot_do_is_said_before(on_cpu: OnCpu) -> None:
     """Reentrant checkpointing and the search for unused parameters: DDP dies, deferred gradients do not."""
     result = on_cpu.two[READY_TWICE]

@@ -40,6 +40,7 @@ TUNED, KEEP_LONG = "plan=auto,fits=300,max_length=160,steps=32", "plan=keep,max_
 # The last rank runs out of memory where a batch has more tokens than that. Rank 0, whose forwards these are, is told.
 OUT_OF_MEMORY = {
     "pieces=1,oom=forward,limit=400": 1,
+    "pieces=1,oom=loss,limit=400": 1,
     "pieces=1,oom=backward,limit=400": 1,
     "pieces=1,oom=backward,limit=150": 1,
     "plan=auto,oom=backward,limit=400": 1,
@@ -132,6 +133,19 @@ def test_a_rank_that_runs_out_of_memory_computes_smaller_pieces_and_all_follow(
     first, *later = run["forwards"]
     assert first == OUT_OF_MEMORY[case], "this rank had the memory"
     assert later[0] == 2, "from the next step on all ranks make more pieces"
+
+
+@pytest.mark.long
+def test_three_ranks_follow_a_fourth_that_runs_out_of_memory(
+    one_rank: dict[str, Run], tmp_path: Path, tiny_model: Path
+) -> None:
+    cases = [f"pieces=1,oom={phase},limit=150" for phase in ("forward", "loss", "backward")]
+    launch(WORKER, tiny_model, tmp_path / "out", *cases, num_processes=4, timeout=560)
+    for case, run in read_runs(tmp_path / "out").items():
+        assert_follows(run, one_rank[KEEP])
+        assert_same_weights(run, one_rank[KEEP])
+        assert run["between_ranks"] == 0.0
+        assert run["forwards"][0] == 1 < run["forwards"][1], f"{case}: from the next step on all make more pieces"
 
 
 @pytest.mark.gloo

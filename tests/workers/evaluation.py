@@ -7,7 +7,7 @@ defaults are those of `evaluate`.
 import generated_trainers
 
 
-generated_trainers.load()
+generated_trainers.load("sft_trainer")
 
 from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import counting_tokenizer

@@ -9,7 +9,7 @@ import sys
 import generated_trainers
 
 
-generated_trainers.load()
+generated_trainers.load("sft_trainer")
 
 from start import write_result
 

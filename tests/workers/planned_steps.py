@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import generated_trainers
 
 
-generated_trainers.load()
+generated_trainers.load("sft_trainer")
 
 from unsloth_accel import StepPlan, UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import counting_tokenizer
@@ -62,7 +62,11 @@ class Forwards(TrainerCallback):
 
 
 class RunsOutOfMemory:
-    """What a card too small for more than `limit` tokens does, in the last layer's forward or the first's backward."""
+    """What a card too small for more than `limit` tokens does.
+
+    In the last layer's forward, in the loss, where TRL's fused head asks for the output embeddings, or in the backward
+    of the first layer.
+    """
 
     def __init__(self, model, phase, limit):
         self.limit, self.tokens = limit, 0
@@ -70,6 +74,10 @@ class RunsOutOfMemory:
         if phase == "forward":
             layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
             layers[-1].register_forward_pre_hook(self.refuse)
+        elif phase == "loss":
+            causal = model.get_base_model()
+            embeddings = causal.get_output_embeddings
+            causal.get_output_embeddings = lambda: self.refuse() or embeddings()
         else:
             first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
             first.register_hook(self.refuse)

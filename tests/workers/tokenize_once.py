@@ -24,7 +24,7 @@ seen: dict[str, Any] = {}
 if path == "gpu_path":
     import generated_trainers
 
-    generated_trainers.load()
+    generated_trainers.load("sft_trainer")
 
 import counting_tokenizer
 import datasets

@@ -2,7 +2,7 @@
 
 One rank gets the trainer as Unsloth and TRL have it, several get `accelerated(...)` of it, at the same global batch.
 With GENERATED_TRAINERS in the environment the trainers are those that Unsloth generates for GPUs, on the CPU, around
-models of transformers.
+models of transformers; it lists modules of `trl.trainer`, or is empty, which means all.
 """
 
 import os
@@ -13,7 +13,7 @@ GENERATED = "GENERATED_TRAINERS" in os.environ
 if GENERATED:
     import generated_trainers
 
-    generated_trainers.load()
+    generated_trainers.load(*os.environ["GENERATED_TRAINERS"].split())
 
 from unsloth_accel import UnslothAcceleratorPlugin, accelerated  # isort: skip
 import counting_tokenizer
