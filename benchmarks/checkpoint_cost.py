@@ -3,9 +3,9 @@
     ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES=-1 accelerate launch \\
         --config_file accelerate_configs/cpu_gloo.yaml benchmarks/checkpoint_cost.py
 
-Both write the adapter, its optimizer, the scheduler and each rank's random numbers; ours also a manifest with checksums,
-and it compares the ranks before. A JSON line for each number of trained weights: the medians of the time from the moment
-that all ranks begin until all may go on, and the ratio of each round.
+Both write the adapter, its optimizer, the scheduler and each rank's random numbers; ours also a manifest with
+checksums, and it compares the ranks before. A JSON line for each number of trained weights: the medians of the time
+from the moment that all ranks begin until all may go on, and the ratio of each round.
 """
 
 import argparse

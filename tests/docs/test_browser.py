@@ -33,7 +33,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[SimpleNamespace]:
-    """A JupyterLab on copies of the notebooks, each in a folder of its own, so that outputs stay out of the checkout."""
+    """A JupyterLab on copies of the notebooks, each in a folder of its own: outputs stay out of the checkout."""
     folder = tmp_path_factory.mktemp("lab")
     for notebook in NOTEBOOKS:
         (folder / notebook.stem).mkdir()
