@@ -84,9 +84,12 @@ clean:
 $(INSTALLED): setup.cfg requirements/cpu.txt requirements/cpu-unsloth.txt
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(GPUS),0)
-	$(PY) -m pip install --quiet -r requirements/cpu.txt
-	$(PY) -m pip install --quiet --no-deps -r requirements/cpu-unsloth.txt
+	# Not compiled, which would take as long again, but where it is imported, which is here.
+	$(PY) -m pip install --quiet --no-compile -r requirements/cpu.txt
+	$(PY) -m pip install --quiet --no-compile --no-deps -r requirements/cpu-unsloth.txt
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
+	mkdir -p build
+	CUDA_VISIBLE_DEVICES=-1 $(PY) -c "import unsloth" > build/import.log 2>&1 || (cat build/import.log; exit 1)
 else
 	$(PY) -m pip install --quiet -e ".[gpu,dev]"
 endif

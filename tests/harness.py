@@ -23,8 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN_RANK = Path(__file__).with_name("run_rank.py")
 GRACE_SECONDS = 5
 
-# What the head of cpu_gloo.yaml asks for: Accelerate does not pass `use_cpu` on to more than one process.
-ON_CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "-1"}
+# What the head of cpu_gloo.yaml asks for: Accelerate does not pass `use_cpu` on to more than one process. And nothing
+# is compiled: to import torch's compiler alone takes a rank 2 s.
+ON_CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "-1", "TORCHDYNAMO_DISABLE": "1"}
 
 
 def launch(

@@ -1,7 +1,9 @@
-"""`unsloth-accel doctor` as a user starts it."""
+"""`unsloth-accel doctor` as a user starts it, and what docs/doctor.md says of it."""
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ from packages import plant
 from unsloth_accel.fixes import FIXES
 from unsloth_accel.imports import FLOORS
 
+
+PAGE = (ROOT / "docs" / "doctor.md").read_text()
 
 THIRD_PARTY = [
     "accelerate",
@@ -48,7 +52,9 @@ def doctor(folder: Path, *arguments: str, path: Path | None = None) -> "subproce
 
 @pytest.mark.gloo
 def test_doctor_on_a_machine_without_gpus(tmp_path: Path) -> None:
-    done = doctor(tmp_path, "--launch", "--json")
+    plain, with_all = re.findall(r"```bash\n(.*)\n```", PAGE)
+    assert plain == "unsloth-accel doctor"
+    done = doctor(tmp_path, *shlex.split(with_all.removeprefix(plain)))
     said = json.loads(done.stdout)
     found = {finding["check"]: finding for finding in said["findings"]}
     assert done.returncode == 0, [finding for finding in said["findings"] if finding["verdict"] == "FAIL"]
@@ -62,6 +68,9 @@ def test_doctor_on_a_machine_without_gpus(tmp_path: Path) -> None:
     assert found["gpus"]["verdict"] == found["attention"]["verdict"] == "SKIP"
     assert "2 ranks through `accelerate launch` and gloo" in found["all-reduce"]["message"]
     assert list((tmp_path / "work").iterdir()) == [], "it leaves nothing behind"
+    for named in re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE):
+        for check in re.findall(r"`([\w-]+(?: \w+)?)(?: \.\.\.)?`", named):
+            assert any(name.startswith(check.removesuffix(" 0")) for name in found), f"the page names {check}"
 
 
 @pytest.mark.cpu

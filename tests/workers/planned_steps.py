@@ -64,8 +64,8 @@ class Forwards(TrainerCallback):
 class RunsOutOfMemory:
     """What a card too small for more than `limit` tokens does.
 
-    In the last layer's forward, in the loss, where TRL's fused head asks for the output embeddings, or in the backward
-    of the first layer.
+    In the last layer's forward, in the backward of the first layer, or in the loss, where the fused losses of TRL and
+    Unsloth take the head's weight without calling the head.
     """
 
     def __init__(self, model, phase, limit):
@@ -75,15 +75,19 @@ class RunsOutOfMemory:
             layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
             layers[-1].register_forward_pre_hook(self.refuse)
         elif phase == "loss":
-            causal = model.get_base_model()
-            embeddings = causal.get_output_embeddings
-            causal.get_output_embeddings = lambda: self.refuse() or embeddings()
+            head = model.get_output_embeddings()
+            taken = property(lambda head: self.refuse() or head._parameters["weight"])
+            head.__class__ = type("Head", (type(head),), {"weight": taken})
+            model.register_forward_hook(self.forget)
         else:
             first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
             first.register_hook(self.refuse)
 
     def see(self, model, args, kwargs):
         self.tokens = kwargs["input_ids"].numel()
+
+    def forget(self, *_):
+        self.tokens = 0
 
     def refuse(self, *_):
         if self.tokens > self.limit:
