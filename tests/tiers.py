@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 
 
 RESULTS = Path(__file__).parents[1] / "build" / "tests"
-# Apart, because pytest alone cannot say that a tier collected nothing: its exit code 5 fails that tier. Three tests at a
-# time on two cores where some of them wait, for other ranks or for nobody.
+# Apart, because pytest alone cannot say that a tier collected nothing: its exit code 5 fails that tier. On two cores
+# three tests at a time, where some of them wait: for other ranks, or in vain.
 TIERS = {
     "unit": ["-m", "unit", "-n", "3"],
     "gpu": ["-m", "gpu or multigpu"],
