@@ -1,6 +1,7 @@
 """What it costs that a run can be stopped, killed and resumed: a JSON line a case, each round with and without.
 
-    python -m accelerate.commands.launch --config_file accelerate_configs/cpu_gloo.yaml benchmarks/recovery_cost.py
+    ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES=-1 accelerate launch \\
+        --config_file accelerate_configs/cpu_gloo.yaml benchmarks/recovery_cost.py
 
 `checkpoint`, for adapters of several sizes: transformers' own and ours, which also compares the ranks before and
 writes a manifest with checksums; the time from the moment that all ranks begin until all may go on. `step`: the time
