@@ -91,7 +91,7 @@ def test_one_of_two_ranks_tokenises_for_all(
         pytest.skip(f"all but the read-only folder or the full disk was shown: this user may not mount one ({keys})")
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_the_generated_trainer_tokenises_and_masks_once(
     tiny_model: Path, cache: dict[str, str], tmp_path: Path
 ) -> None:

@@ -21,8 +21,6 @@ ON_TWO_RANKS = [
     "kind=full,checkpointing=true,optim=sgd,sync=overlapped,accumulation=2",
 ]
 
-pytestmark = pytest.mark.gloo
-
 
 def train(cases: Sequence[str], num_processes: int, folder: Path, model: Path) -> dict[str, Run]:
     """Runs the cases in one launch and returns the result of each by its text."""
@@ -59,6 +57,7 @@ def assert_same_trajectory(run: Run, expected: Run) -> None:
         assert_same_weights(run, expected)
 
 
+@pytest.mark.gloo
 def test_one_rank_is_the_plain_path_bit_for_bit(one_rank: dict[str, Run]) -> None:
     ours, plain = one_rank[ADAMW], one_rank[f"{ADAMW},trainer=plain"]
     assert [entry["loss"] for entry in ours["logs"]] == [entry["loss"] for entry in plain["logs"]]
@@ -66,27 +65,32 @@ def test_one_rank_is_the_plain_path_bit_for_bit(one_rank: dict[str, Run]) -> Non
     assert ours["step_reports"] == []
 
 
+@pytest.mark.gloo
 def test_the_references_learn(one_rank: dict[str, Run]) -> None:
     for case, run in one_rank.items():
         losses = [entry["loss"] for entry in run["logs"]]
         assert losses[-1] < losses[0] - 0.05, case
 
 
+@pytest.mark.gloo
 @pytest.mark.parametrize("case", ON_TWO_RANKS)
 def test_two_ranks_follow_one(case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
     assert_same_trajectory(two_ranks[case], reference(one_rank, two_ranks[case]))
 
 
+@pytest.mark.long
 def test_four_ranks_follow_one(one_rank: dict[str, Run], tmp_path: Path, tiny_model: Path) -> None:
     (run,) = train(["kind=lora,checkpointing=true,optim=sgd"], 4, tmp_path, tiny_model).values()
     assert_same_trajectory(run, reference(one_rank, run))
 
 
+@pytest.mark.gloo
 def test_a_step_is_one_exchange_whatever_its_micro_batches(two_ranks: dict[str, Run]) -> None:
     run = two_ranks["kind=lora,checkpointing=true,optim=sgd,accumulation=2,count=yes"]
     assert run["collectives"] == [{"c10d::allreduce_": 2}] * len(run["logs"]), "all gradients, and the reports"
 
 
+@pytest.mark.gloo
 def test_every_rank_knows_what_every_rank_did(two_ranks: dict[str, Run]) -> None:
     run = two_ranks[ADAMW]
     logged = [0, *(entry["num_tokens"] for entry in run["logs"])]
