@@ -28,25 +28,26 @@ def assert_same_rows(ranks: Ranks, key: str, count: int | None = None) -> None:
         assert ranks[0][key]["count"] == count
 
 
-@pytest.mark.gloo
-def test_one_of_two_ranks_tokenises_for_all(
-    tiny_model: Path, read_only: Path, full_disk: Path, cache: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.gloo), pytest.param(4, marks=pytest.mark.long)])
+def test_one_rank_tokenises_for_all(
+    count: int, tiny_model: Path, read_only: Path, full_disk: Path, cache: dict[str, str], tmp_path: Path
 ) -> None:
     folders = (tiny_model, tmp_path, read_only, full_disk)
-    failed = launch(WORKER, "trl", *folders, env=cache, expect_failure=True, timeout=380)
+    failed = launch(WORKER, "trl", *folders, num_processes=count, env=cache, expect_failure=True, timeout=380)
     # The last act of the worker: rank 0 killed itself in the middle of a tokenisation.
     assert "SIGKILL" in failed.stderr, failed.stderr
-    ranks = rank_results(tmp_path / "trl")
+    ranks = rank_results(tmp_path / "trl", count)
 
-    assert tokenised(ranks, "memory") == [340, 0]
+    idle = [0] * (count - 1)
+    assert tokenised(ranks, "memory") == [340, *idle]
     assert_same_rows(ranks, "memory", 300)
-    assert tokenised(ranks, "memory again") == [0, 0]
+    assert tokenised(ranks, "memory again") == [0, *idle]
     assert_same_rows(ranks, "memory again", 300)
     assert len({rank["memory again"]["evaluated"] for rank in ranks}) == 1
     # The cache is by content: what was prepared in another way is not taken for the same.
     assert len({ranks[0][key]["rows"] for key in ("memory", "shorter", "packed")}) == 3
-    assert tokenised(ranks, "chats") == tokenised(ranks, "other template") == [60, 0]
-    assert tokenised(ranks, "chats again") == [0, 0]
+    assert tokenised(ranks, "chats") == tokenised(ranks, "other template") == [60, *idle]
+    assert tokenised(ranks, "chats again") == [0, *idle]
     assert ranks[0]["chats"]["rows"] == ranks[0]["chats again"]["rows"] != ranks[0]["other template"]["rows"]
     for key in ("shorter", "packed", "chats", "other template"):
         assert_same_rows(ranks, key)
@@ -54,20 +55,20 @@ def test_one_of_two_ranks_tokenises_for_all(
     assert [file.name.split("-")[1] for file in tmp_path.glob("worker-*")] == ["0", "0"]
     assert ranks[0]["workers"]["rows"] == ranks[0]["memory"]["rows"]
     assert_same_rows(ranks, "workers", 300)
-    assert tokenised(ranks, "unfixed") == [200] * 2, "without the fix every rank tokenises: is the defect gone?"
-    assert tokenised(ranks, "files") == [250, 0]
+    assert tokenised(ranks, "unfixed") == [200] * count, "without the fix every rank tokenises: is the defect gone?"
+    assert tokenised(ranks, "files") == [250, *idle]
     assert_same_rows(ranks, "files")
     assert ranks[0]["files"]["count"] < 250  # packed
-    assert tokenised(ranks, "formatted") == [300, 0]
+    assert tokenised(ranks, "formatted") == [300, *idle]
     assert_same_rows(ranks, "formatted", 300)
     assert ranks[0]["formatted"]["rows"] != ranks[0]["memory"]["rows"]
     # What `datasets` cannot hash, or is told not to cache, it repeats in the next run, but not on each rank.
     for key in ("unhashable", "uncached"):
-        assert tokenised(ranks, key) == [300, 0]
+        assert tokenised(ranks, key) == [300, *idle]
         assert_same_rows(ranks, key, 300)
     # Ranks that were given different rows keep them.
-    assert [rank["different"]["count"] for rank in ranks] == [100, 101]
-    assert tokenised(ranks, "streaming") == tokenised(ranks, "streaming")[:1] * 2
+    assert [rank["different"]["count"] for rank in ranks] == list(range(100, 100 + count))
+    assert tokenised(ranks, "streaming") == tokenised(ranks, "streaming")[:1] * count
 
     assert ranks[0]["error"] == ["RuntimeError", "this row cannot be tokenised"]
     keys = {"error": "RuntimeError: this row cannot be tokenised"}

@@ -18,8 +18,9 @@ from unsloth_accel.recovery.newest import newest_complete
 
 
 WORKER = ROOT / "tests" / "workers" / "checkpoints.py"
-# Which rank is killed, and when; faults.py tries more.
-FAULTS = [(1, "weights"), (0, "rename")]
+# Which rank is killed, and when.
+FAULTS, MORE_FAULTS = [(1, "weights"), (0, "rename")], [(0, "weights"), (1, "all")]
+LEFT = ["checkpoint-2", "checkpoint-4.incomplete"]
 WEIGHTS = "model.safetensors"
 FILES = [WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "trainer_state.json", "deeper/adapter.bin"]
 DAMAGES = {
@@ -172,21 +173,29 @@ def test_the_limit_keeps_the_newest_and_the_best_and_counts_nothing_unfinished(t
     assert left(1, None) == ["6", "8.incomplete"]
 
 
+def killed(out: Path, fault: tuple[int, str]) -> list[str]:
+    """What a run leaves of which a rank is killed."""
+    launch(WORKER, out, *fault, expect_failure=True)
+    return sorted(path.name for path in Path(f"{out}.run").glob("checkpoint-*"))
+
+
+@pytest.mark.long
+def test_no_kill_while_a_checkpoint_is_written_leaves_anything_else(tmp_path: Path) -> None:
+    assert [killed(tmp_path / "out", fault) for fault in MORE_FAULTS] == [LEFT] * len(MORE_FAULTS)
+
+
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory, full_disk: Path) -> dict[str, Any]:
     """Two ranks, of which one is killed in each run but the last: what was left, and what the last one saw."""
     out = tmp_path_factory.mktemp("checkpoints") / "out"
-    left = []
-    for fault in FAULTS:
-        launch(WORKER, out, *fault, expect_failure=True)
-        left.append(sorted(path.name for path in Path(f"{out}.run").glob("checkpoint-*")))
+    left = [killed(out, fault) for fault in FAULTS]
     done = launch(WORKER, out, full_disk)
     return {"ranks": rank_results(out), "left": left, "stderr": done.stderr, "out": out}
 
 
 @pytest.mark.gloo
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(disturbed: dict[str, Any]) -> None:
-    assert disturbed["left"] == [["checkpoint-2", "checkpoint-4.incomplete"]] * len(FAULTS)
+    assert disturbed["left"] == [LEFT] * len(FAULTS)
     assert disturbed["ranks"][0]["killed"]["folders"] == ["checkpoint-6"], "`save_total_limit` is 1"
 
 

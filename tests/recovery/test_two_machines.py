@@ -176,6 +176,16 @@ def ip(within: Sequence[str], command: str, *more: str) -> None:
     subprocess.run([*within, "ip", *command.split(), *more], check=True, capture_output=True, timeout=30)
 
 
+def lose_power(run: Run, number: int) -> str:
+    """Of a machine at the cable: not even its kernel says a word, nor closes a connection. What the other says."""
+    cable = run.machines.both[1].within
+    ip(cable, "link set cable down")
+    run.power_off(number)
+    said = run.what_the_other_says(number)
+    ip(cable, "link set cable up")
+    return said
+
+
 def test_where_one_machine_is_killed_the_other_ends_and_both_go_on(
     loopback: Machines, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -196,23 +206,16 @@ def test_a_link_that_is_cut_for_a_moment_and_a_machine_without_power(
     during = run.step()
     ip(cable, "link set cable up")
     run.wait_for_step(during + 3, 60)
-    ip(cable, "link set cable down")  # so that not even the kernel of the machine says a word
-    run.power_off(1)
-    assert "Rank 2 does not come: it has not been heard of" in run.what_the_other_says(1)
-    ip(cable, "link set cable up")
+    assert "Rank 2 does not come: it has not been heard of" in lose_power(run, 1)
     run.go_on(whole)
 
 
 def test_the_machine_that_hosts_the_store_without_power(
     linked: Machines, whole: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Its kernel closes no connection, so that what the other asks the store is never answered."""
+    """What the other asks the store is never answered."""
     run = begin(linked, tmp_path / "out")
-    cable = linked.both[1].within
-    ip(cable, "link set cable down")
-    run.power_off(0)
-    assert "It has lost the store in which the ranks meet" in run.what_the_other_says(0)
-    ip(cable, "link set cable up")
+    assert "It has lost the store in which the ranks meet" in lose_power(run, 0)
     run.go_on(whole)
 
 

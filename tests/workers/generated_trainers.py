@@ -9,7 +9,6 @@ def load(*trainers: str) -> None:
     Args:
         trainers (`str`): Which modules of `trl.trainer`; without any all 14, as Unsloth does, which takes 10 s.
     """
-    os.environ["UNSLOTH_COMPILE_DISABLE"] = "1"  # else each process compiles pieces of the model for 5 s
     os.environ["UNSLOTH_ALLOW_CPU"] = "1"
     import unsloth
 
