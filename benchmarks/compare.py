@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="steps that are timed")
     parser.add_argument("--tuning", type=int, default=40, help="steps of the run in which `auto` finds its plan")
     parser.add_argument("--seq", type=int, default=2048)
+    parser.add_argument("--card-gib", type=float, help="what each rank may allocate, as if its card had no more")
     parser.add_argument("--cache", type=Path, help="where compiled code is kept; else a new folder")
     parser.add_argument("--out", type=Path, help="a file to which the results are appended")
     options = parser.parse_args()
@@ -65,6 +66,7 @@ def main() -> None:
         steps=options.steps,
         tuning=options.tuning,
         sequence=options.seq,
+        card_gib=options.card_gib,
     )
     print(tables(compare(comparison, options.nproc, options.cpu, options.cache, options.out)))
 

@@ -11,6 +11,7 @@ def result(contender: str, round_number: int, ms: float, **more: Any) -> dict[st
         "sequence": 2048,
         "work": "2x4:lognormal:padding-free",
         "world_size": 2,
+        "card_gib": None,
         "device": "NVIDIA H100 80GB HBM3",
         "compiled": True,
         "call": "2026-11-26T08:20:00",
@@ -53,8 +54,9 @@ def test_without_varlen_the_first_one_is_the_reference() -> None:
 
 def test_each_workload_has_a_table_with_its_origin() -> None:
     runs = [*RUNS, result("auto", 1, 100.0, plan="1 piece")]
-    page = tables([*runs, *({**one, "world_size": 1, "compiled": False} for one in runs)])
-    assert "3b lora r=16, 2x4:lognormal:padding-free, 2 x NVIDIA H100 80GB HBM3, compiled:" in page
-    assert "3b lora r=16, 2x4:lognormal:padding-free, 1 x NVIDIA H100 80GB HBM3, not compiled:" in page
+    page = tables([*runs, *({**one, "card_gib": 15.0, "compiled": False} for one in runs)])
+    what = "3b lora r=16, 2x4:lognormal:padding-free up to 2048 tokens, 2 x NVIDIA H100 80GB HBM3"
+    assert f"{what}, compiled:" in page
+    assert f"{what} held to 15 GiB, not compiled:" in page
     assert page.count("| keep |") == 2
     assert page.count("`auto` found: 1 piece.") == 2

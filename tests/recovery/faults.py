@@ -1,8 +1,9 @@
 """The fault injector: `make faults`, or `python tests/recovery/faults.py [--num_processes N] [--only TEXT]`.
 
-Real Unsloth on N gloo ranks of which one meets a fault, a real one, in step 4 of 6: see tests/workers/faults.py. Then
-the run goes on, and its weights are compared with those of the undisturbed run. Each fault is a line in
+Real Unsloth on N ranks of which one meets a fault, a real one, in step 4 of 6: see tests/workers/faults.py. Then the
+run goes on, and its weights are compared with those of the undisturbed run. Each fault is a line in
 benchmarks/results/faults_cpu.jsonl, of which benchmarks/tables.py makes the tables in docs/fault-tolerance.md.
+With `--config ddp` the ranks are GPUs.
 """
 
 import argparse
@@ -16,8 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -27,7 +28,7 @@ from harness import ROOT, launch
 
 WORKER = ROOT / "tests" / "workers" / "faults.py"
 PAGE = ROOT / "docs" / "fault-tolerance.md"
-RESULTS = ROOT / "benchmarks" / "results" / "faults_cpu.jsonl"
+RESULTS = ROOT / "benchmarks" / "results"
 PHASES = ("forward", "reduction", "optimizer step", "checkpoint write", "evaluation", "merge")
 # Room for the checkpoint of step 2, 72 KiB and 16 a rank, and not for that of step 4 as well.
 DISK_KIB, DISK_KIB_A_RANK = 64, 48
@@ -74,13 +75,14 @@ def faults(ranks: int) -> Iterator[Fault]:
 
 
 def inject(
-    fault: Fault, run: Path, model: Path, ranks: int, environment: Mapping[str, str] | None = None
+    fault: Fault, run: Path, model: Path, ranks: int, config: str, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Lets the run meet the fault, and tells how it ended; where the launcher restarts the ranks, also at what."""
     done = launch(
         WORKER,
         *(model, run, fault.kind, fault.phase, fault.rank),
         num_processes=ranks,
+        config=config,
         options=fault.options,
         env=dict(environment or {}),
         timeout=LAUNCH_SECONDS,
@@ -109,9 +111,9 @@ def said(done: CompletedProcess[str]) -> str:
     return [*ours, *others, ""][0][:300]
 
 
-def go_on(runs: Sequence[Path], model: Path, ranks: int) -> list[dict[str, Any]]:
+def go_on(runs: Sequence[Path], model: Path, ranks: int, config: str) -> list[dict[str, Any]]:
     """Lets all runs go on to their end, in one start, and tells for each what rank 0 ended with."""
-    done = launch(WORKER, model, "go_on", *runs, num_processes=ranks, timeout=LAUNCH_SECONDS)
+    done = launch(WORKER, model, "go_on", *runs, num_processes=ranks, config=config, timeout=LAUNCH_SECONDS)
     return [end_of(run, done.stderr) for run in runs]
 
 
@@ -146,37 +148,49 @@ def damaged(whole: Path, into: Path) -> Iterator[tuple[str, Path]]:
 
 
 class Campaign:
-    """The faults of one number of ranks, in a folder that is removed at the end."""
+    """The faults of one number of ranks, in a folder that is removed at the end.
 
-    def __init__(self, ranks: int, folder: Path) -> None:
-        self._ranks, self._folder, self._runs = ranks, folder, count()
+    Args:
+        ranks (`int`): How many.
+        folder (`Path`): Where the runs are.
+        config (`str`, defaults to `"cpu_gloo"`): The short name of a shipped config.
+        jobs (`int`, defaults to 1): How many faults are tried at a time.
+    """
+
+    def __init__(self, ranks: int, folder: Path, config: str = "cpu_gloo", jobs: int = 1) -> None:
+        self._ranks, self._folder, self._config, self._jobs = ranks, folder, config, jobs
         self._model = folder / "model"
         make_model = [sys.executable, str(ROOT / "tests" / "tiny_model.py"), str(self._model)]
         subprocess.run(make_model, check=True, capture_output=True, timeout=120)
         self.whole = folder / "undisturbed"
-        launch(WORKER, self._model, self.whole, num_processes=ranks, timeout=LAUNCH_SECONDS)
+        launch(WORKER, self._model, self.whole, num_processes=ranks, config=config, timeout=LAUNCH_SECONDS)
         self.undisturbed = json.loads(Path(f"{self.whole}.weights-0").read_text())
 
     def inject_all(
         self, chosen: Sequence[Fault], environment: Mapping[str, str] | None = None, minutes: float = math.inf
     ) -> list[dict[str, Any]]:
         """Each fault in a start of its own, as far as time allows; then those that did not end well go on, in one."""
-        met, deadline = {}, time.monotonic() + 60 * minutes
-        for fault in chosen:
+        deadline = time.monotonic() + 60 * minutes
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+
+        def meet(number: int) -> dict[str, Any] | None:
             if time.monotonic() > deadline:
-                break
-            run = self._folder / f"run-{next(self._runs)}"
+                return None
+            fault, run = chosen[number], folder / f"run-{number}"
             if fault.kind == "full_disk":
-                met[run] = self._on_a_full_disk(fault, run)
+                met = self._on_a_full_disk(fault, run)
             else:
-                met[run] = inject(fault, run, self._model, self._ranks, environment)
-            print(fault.name, {key: value for key, value in met[run].items() if key != "end"}, flush=True)
-        left = [run for run, row in met.items() if "end" not in row]
-        ends = dict(zip(left, go_on(left, self._model, self._ranks) if left else [], strict=True))
-        return [
-            self._row(fault, row, row.pop("end", None) or ends[run])
-            for fault, (run, row) in zip(chosen, met.items(), strict=False)
-        ]
+                met = inject(fault, run, self._model, self._ranks, self._config, environment)
+            print(fault.name, {key: value for key, value in met.items() if key != "end"}, flush=True)
+            return met
+
+        with ThreadPoolExecutor(self._jobs) as pool:
+            outcomes = list(pool.map(meet, range(len(chosen))))
+        tried = {folder / f"run-{number}": met for number, met in enumerate(outcomes) if met is not None}
+        left = [run for run, met in tried.items() if "end" not in met]
+        ends = dict(zip(left, go_on(left, self._model, self._ranks, self._config) if left else [], strict=True))
+        faults_of = {folder / f"run-{number}": fault for number, fault in enumerate(chosen)}
+        return [self._row(faults_of[run], met, met.pop("end", None) or ends[run]) for run, met in tried.items()]
 
     def _row(self, fault: Fault, met: dict[str, Any], end: dict[str, Any]) -> dict[str, Any]:
         return {"fault": fault.name, "ranks": self._ranks, **met, **compare(end, self.undisturbed)}
@@ -187,7 +201,7 @@ class Campaign:
         size = f"size={DISK_KIB + DISK_KIB_A_RANK * self._ranks}k"
         subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(run)], check=True)
         try:
-            met = inject(fault, run, self._model, self._ranks)
+            met = inject(fault, run, self._model, self._ranks, self._config)
             kept = shutil.copytree(run, run.with_suffix(".kept"))
         finally:
             subprocess.run(["umount", str(run)], check=True)
@@ -202,18 +216,18 @@ class Campaign:
         shutil.copytree(self.whole, changed)
         shutil.rmtree(changed / "checkpoint-6")
         copies["the data have changed"] = changed
-        ends = go_on(list(copies.values()), self._model, self._ranks)
+        ends = go_on(list(copies.values()), self._model, self._ranks, self._config)
         return [
             {"fault": name, "ranks": self._ranks, **compare(end, self.undisturbed)}
             for name, end in zip(copies, ends, strict=True)
         ]
 
 
-def keep(rows: Sequence[dict[str, Any]]) -> None:
+def keep(rows: Sequence[dict[str, Any]], results: Path) -> None:
     """Writes the rows in place of those of the same faults."""
-    before = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    before = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     kept = {(row["ranks"], row["fault"]): row for row in [*before, *rows]}
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
+    results.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
 
 
 def show() -> None:
@@ -230,17 +244,20 @@ def show() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_processes", type=int, nargs="+", default=[2, 4], help="how many ranks")
+    parser.add_argument("--config", default="cpu_gloo", help="the short name of a shipped config")
     parser.add_argument("--only", default="", help="only faults with this regular expression in their name")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after how many no further fault is begun")
+    parser.add_argument("--jobs", type=int, default=1, help="how many faults are tried at a time")
     options = parser.parse_args()
+    results = RESULTS / f"faults_{'cpu' if options.config == 'cpu_gloo' else 'gpu'}.jsonl"
     for ranks in options.num_processes:
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-            campaign = Campaign(ranks, Path(folder))
+            campaign = Campaign(ranks, Path(folder), options.config, options.jobs)
             chosen = [fault for fault in faults(ranks) if re.search(options.only, fault.name)]
             if chosen:
-                keep(campaign.inject_all(chosen, minutes=options.minutes))
+                keep(campaign.inject_all(chosen, minutes=options.minutes), results)
             if re.search(options.only, "damage"):
-                keep(campaign.damage_all())
+                keep(campaign.damage_all(), results)
     show()
 
 

@@ -5,9 +5,10 @@ trainer and our mixin in front of it.
 """
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -102,22 +103,26 @@ CASES = [
 SYNCS = ["auto", "overlapped"]
 
 
-def launches() -> Iterator[tuple[str, int, list[str]]]:
+def launches(families: Sequence[str]) -> Iterator[tuple[str, int, list[str]]]:
     """Name of the result file, GPUs, cases. Few cases each: one that hangs or dies takes no others with it."""
-    for family in FAMILIES:
+    for family in families:
         mine = [case for case in CASES if case.startswith(f"family={family},")]
         yield f"{family}-one", 1, [f"{case},trainer=plain" for case in mine]
         for sync in SYNCS:
             yield f"{family}-{sync}", 2, [f"{case},sync={sync}" for case in mine]
     if "GPU_RESULTS" in os.environ:  # for the record: what happens without us, to be read and not judged
-        for family, kind in product(FAMILIES, ("lora", "full")):
+        for family, kind in product(families, ("lora", "full")):
             case = f"family={family},kind={kind},checkpointing=unsloth,trainer=plain"
             yield f"{family}-{kind}-plain", 2, [case]
 
 
 @pytest.fixture(scope="module")
-def on_gpus(result_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], Run]:
-    """The results of all launches, by GPUs and case."""
+def on_gpus(
+    result_folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[tuple[int, str], Run]:
+    """The results of all launches for the families of the chosen tests, by GPUs and case."""
+    chosen = "\n".join(item.name for item in request.session.items)
+    families = [family for family in FAMILIES if re.search(rf"\b{family}\b", chosen)]
     models = tmp_path_factory.mktemp("models")
     subprocess.run([sys.executable, str(WORKER), "save", str(models)], check=True, timeout=120)
 
@@ -140,7 +145,7 @@ def on_gpus(result_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         return {(gpus, case): found.get(case, {"case": case, "error": "no result", "at": died}) for case in cases}
 
     with ThreadPoolExecutor(12) as pool:
-        done = list(pool.map(lambda one: run(*one), launches()))
+        done = list(pool.map(lambda one: run(*one), launches(families)))
     return {key: result for results in done for key, result in results.items()}
 
 

@@ -28,7 +28,7 @@ from unsloth_accel.metrics.window import METRICS
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CHECKPOINTING = {"unsloth": "unsloth", "true": True, "false": False}
 DTYPES = {"qlora": torch.bfloat16, "qlora_embed_head": torch.bfloat16, "fp16": torch.float16}
-GLOBAL_BATCH, STEPS = 8, 5
+STEPS = 5
 MAX_LENGTH = 512  # below, Unsloth turns its own checkpointing into plain `True`
 
 
@@ -37,6 +37,7 @@ class Case:
     kind: str = "lora"  # or embed_head, modules_to_save, dora, two_adapters, qlora, qlora_embed_head, full, fp16
     checkpointing: str = "false"
     accumulation: str = "1"
+    batch: str = "8"  # rows of a step, of all ranks together
     sync: str = "auto"
     hook: str = "no"
     device_map: str = ""  # what an old script may name
@@ -109,7 +110,7 @@ def training_arguments(case, folder):
     accumulation = int(case.accumulation)
     return SFTConfig(
         output_dir=str(folder),
-        per_device_train_batch_size=GLOBAL_BATCH // WORLD_SIZE // accumulation,
+        per_device_train_batch_size=int(case.batch) // WORLD_SIZE // accumulation,
         gradient_accumulation_steps=accumulation,
         max_steps=STEPS,
         max_length=MAX_LENGTH,

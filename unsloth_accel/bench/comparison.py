@@ -22,9 +22,11 @@ class Comparison:
         steps (`int`, *optional*, defaults to 12): Optimizer steps of a run that are timed.
         tuning (`int`, *optional*, defaults to 40): Optimizer steps of the run in which `auto` finds its plan.
         sequence (`int`, *optional*, defaults to 2048): The most tokens of a row.
+        card_gib (`float`, *optional*): What each rank may allocate, as if its card had no more. `None`: all of it.
 
     Raises:
-        ConfigurationError: If there are no rounds or no steps of a kind, or a contender cannot train a workload.
+        ConfigurationError: If there are no rounds, no steps of a kind or no memory, or a contender cannot train a
+            workload.
     """
 
     model: str
@@ -37,10 +39,13 @@ class Comparison:
     steps: int = 12
     tuning: int = 40
     sequence: int = 2048
+    card_gib: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "warmup", "steps", "tuning"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if self.card_gib is not None and self.card_gib <= 0:
+            raise ConfigurationError(f"`card_gib` must be more than 0, got {self.card_gib}.")
         if "rebalance" in self.contenders and any(work.batching == "packed" for work in self.works):
             raise ConfigurationError("`contenders` has 'rebalance', which would shuffle packed rows into other steps.")

@@ -15,7 +15,7 @@ import torch
 
 from ..metrics.flops import TokenFlops
 from ..metrics.peak_flops import peak_flops
-from ..ranks.environment import is_main_process, world_size
+from ..ranks.environment import is_main_process, local_rank, world_size
 from ..step_plan import StepPlanRecord
 from .comparison import Comparison
 from .contenders import CONTENDERS, Contender, Library
@@ -39,6 +39,8 @@ def measure(comparison: Comparison, known: dict[str, Any], began: float, out: st
     Returns:
         `list[dict]`: A result for each run.
     """
+    if comparison.card_gib is not None:
+        _hold_card(comparison.card_gib)
     runs = _Runs(comparison)
     described = _description(runs.model, comparison) | known | {"ready_s": round(time.time() - began, 1)}
     results: list[dict[str, Any]] = []
@@ -81,6 +83,12 @@ class _Runs:
         return done
 
 
+def _hold_card(gib: float) -> None:
+    """From here on torch runs out of memory where a card of that size would."""
+    whole = torch.cuda.get_device_properties(local_rank()).total_memory
+    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / whole, local_rank())
+
+
 def _libraries(comparison: Comparison) -> set[Library]:
     return {CONTENDERS[name].library for name in comparison.contenders}
 
@@ -100,6 +108,7 @@ def _description(model: Any, comparison: Comparison) -> dict[str, Any]:
         "finetuning": comparison.finetuning,
         "lora_rank": None if comparison.finetuning == "full" else comparison.lora_rank,
         "sequence": comparison.sequence,
+        "card_gib": comparison.card_gib,
         "warmup": comparison.warmup,
         "steps": comparison.steps,
         "world_size": world_size(),

@@ -10,7 +10,18 @@ Result = Mapping[str, Any]
 
 REFERENCE = "varlen"
 # What has to be the same for runs to be comparable; the call, because machines differ from one to the next.
-_WORK = ("model", "finetuning", "lora_rank", "sequence", "work", "world_size", "device", "compiled", "call")
+_WORK = (
+    "model",
+    "finetuning",
+    "lora_rank",
+    "sequence",
+    "work",
+    "world_size",
+    "device",
+    "card_gib",
+    "compiled",
+    "call",
+)
 _COLUMNS = "contender", "ms/step (rounds)", "time over reference (rounds)", "tokens/s", "MFU", "peak GiB", "imbalance"
 
 
@@ -56,7 +67,10 @@ def title(result: Result) -> str:
     """What was trained and on what, in words."""
     what = "full" if result["finetuning"] == "full" else f"{result['finetuning']} r={result['lora_rank']}"
     compiled = "compiled" if result["compiled"] else "not compiled"
-    return f"{result['model']} {what}, {result['work']}, {result['world_size']} x {result['device']}, {compiled}"
+    held = "" if result["card_gib"] is None else f" held to {result['card_gib']:g} GiB"
+    device = f"{result['world_size']} x {result['device']}{held}"
+    rows = f"{result['work']} up to {result['sequence']} tokens"
+    return f"{result['model']} {what}, {rows}, {device}, {compiled}"
 
 
 def ratios(runs: Sequence[Result], reference: Sequence[Result]) -> list[float]:
