@@ -3,7 +3,7 @@
     export GPU_RESULTS=FOLDER
     pytest -m multigpu tests/trainers
 
-Writes benchmarks/results/*_2x_h100.jsonl, a line for each case: without the weights and what else only the tests
+Writes benchmarks/results/*_h100.jsonl, a line for each case: without the weights and what else only the tests
 compare, and of an error its first sentence.
 """
 
@@ -15,17 +15,21 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 # For each result file: the files of the tests, and the keys that stay besides `loss` and `grad_norm` of each step.
 KEPT = {
-    "matrix": (
+    "matrix_2x": (
         ["one", "two", "plain"],
         "case world_size kind checkpointing accumulation sync hook device_map trainer between_ranks",
     ),
-    "model_families": (
+    "matrix_4x": (
+        ["one_for_four", "four"],
+        "case world_size kind checkpointing accumulation batch trainer between_ranks",
+    ),
+    "model_families_2x": (
         ["*-one", "*-auto", "*-overlapped", "*-plain"],
         "case world_size family kind sync trainer checkpointing between_ranks choice find_unused_parameters "
         "prefetched",
     ),
-    "plan_on_gpus": (["plan_on_gpus"], "case world_size between_ranks forwards plan cuts peaks"),
-    "other_trainers": (["single", "ddp_2gpu"], "case world_size class ranks_agree moved"),
+    "plan_on_gpus_2x": (["plan_on_gpus"], "case world_size between_ranks forwards plan cuts peaks"),
+    "other_trainers_2x": (["single", "ddp_2gpu"], "case world_size class ranks_agree moved"),
 }
 
 
@@ -42,7 +46,7 @@ def main(folder: Path) -> None:
                 runs.append(kept)
         if runs:
             lines = "".join(json.dumps(run) + "\n" for run in runs)
-            (RESULTS / f"{name}_2x_h100.jsonl").write_text(lines)
+            (RESULTS / f"{name}_h100.jsonl").write_text(lines)
             print(f"{name}: {len(runs)} results")
 
 

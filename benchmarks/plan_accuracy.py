@@ -95,7 +95,8 @@ def _peak(recipe: Recipe, run: dict, tokens: int, kept: int) -> float:
     """With the benchmark's own copy of the trained weights. Plain DDP has buckets besides the gradients."""
     held = {"varlen": recipe.gradient_bytes, "overlapped": 0}
     reduction = held.get(run["mode"], min(recipe.gradient_bytes, CHUNK_BYTES)) / GIB
-    estimate = estimate_largest(recipe.shape, tokens, kept, 16, recipe.lora_rank, reduction)
+    bucketed = run["mode"] == "overlapped"
+    estimate = estimate_largest(recipe.shape, tokens, kept, 16, recipe.lora_rank, reduction, bucketed)
     return estimate.peak + recipe.gradient_bytes / GIB
 
 

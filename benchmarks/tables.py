@@ -81,6 +81,19 @@ def matrix() -> str:
     return _table(head, rows)
 
 
+def four_gpus() -> str:
+    """The same on one GPU and on four."""
+    results = _read("matrix_4x_h100")
+    one = _on_one_gpu(results)
+    rows = []
+    for run in results:
+        if run["world_size"] == 4:
+            reference = one[f"{run['case']},trainer=plain"]
+            figures = [_last(reference), _last(run), f"{_difference(run, reference):.0e}"]
+            rows.append([run["kind"], run["checkpointing"], run["accumulation"], *figures])
+    return _table("| trained | checkpointing | accumulation | 1 GPU, plain | 4 GPUs | largest difference |", rows)
+
+
 def model_families() -> str:
     """For each family the largest difference to one GPU without checkpointing, over all its cases on two."""
     results = _read("model_families_2x_h100")
@@ -234,6 +247,6 @@ def _difference(run: dict, reference: dict) -> float:
 
 
 if __name__ == "__main__":
-    tables = (step_times, packed_attention, matrix, model_families, other_trainers, host_costs, imbalance, planning)
+    tables = (step_times, packed_attention, matrix, four_gpus, model_families, other_trainers, host_costs, imbalance, planning)
     tables += (comparison, scaling, starts, faults, damaged_checkpoints)
     print(*(table() for table in tables), sep="\n\n")

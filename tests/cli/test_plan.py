@@ -35,7 +35,7 @@ def test_a_model_alone_is_enough(model: str, capsys: pytest.CaptureFixture[str])
     assert code == 0
     assert "LoRA r=16 on 16 bit weights" in said
     assert "weights                    6.72 GiB" in said
-    assert "*      1    16,384     28 of 28      42.5" in said
+    assert "*      1    16,384     28 of 28      42.4" in said
     assert "1,024          8,192" in said
     assert said.endswith('"$(unsloth-accel config path ddp)" --num_processes 2 train.py\n')
 

@@ -15,6 +15,7 @@ def test_the_tables_are_those_of_the_result_files() -> None:
     assert tables["step_times"]() in page
     assert tables["packed_attention"]() in page
     assert tables["matrix"]() in page
+    assert tables["four_gpus"]() in page
     assert tables["model_families"]() in page
     recovery = (ROOT / "docs" / "fault-tolerance.md").read_text()
     assert tables["faults"]() in recovery

@@ -14,6 +14,7 @@ from unsloth_accel.plan.decoder import DecoderShape
 
 
 SCRIPT = ROOT / "benchmarks" / "memory_peaks.py"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,15 @@ def test_every_case_has_a_model_that_is_estimated(script: dict[str, Any]) -> Non
         matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
         assert matrices == shape.linear_weights + (1 if shape.tied else 2) * shape.head_weights, name
         assert script["estimated"](case, 8192, 0) < script["estimated"](case, 8192, shape.layers)
+
+
+MEASURED = [json.loads(line) for line in (RESULTS / "memory_peaks_h100.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("run", MEASURED, ids=lambda run: f"{run['case']}-{run['layers_kept']}")
+def test_the_estimate_is_within_a_tenth_of_what_was_measured(run: dict[str, Any], script: dict[str, Any]) -> None:
+    estimated = script["estimated"](script["CASES"][run["case"]], run["tokens"], run["layers_kept"])
+    assert estimated == pytest.approx(run["measured_gib"], rel=0.1)
 
 
 @pytest.mark.cpu

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.multigpu(gpus=4), pytest.mark.timeout(580)]
 @pytest.fixture(scope="module")
 def results(result_folder: Path, tiny_model: Path) -> tuple[dict[str, Run], dict[str, Run]]:
     """The cases on one GPU and on four."""
-    out = result_folder / "one.jsonl", result_folder / "four.jsonl"
+    out = result_folder / "one_for_four.jsonl", result_folder / "four.jsonl"
     plain = [f"{case},trainer=plain" for case in CASES]
     launch(TRAJECTORY, tiny_model, out[0], *plain, num_processes=None, config="single", env=ONE_PROCESS, timeout=400)
     launch(TRAJECTORY, tiny_model, out[1], *CASES, num_processes=None, config="ddp_4gpu", env=ONE_PROCESS, timeout=400)
@@ -47,8 +47,8 @@ def test_two_gpus_go_on_with_what_four_began(kind: str, tmp_path: Path, tiny_mod
         "ddp_2gpu": f"name=two,kind={kind},folder=parts",
     }
     for config, case in cases.items():
-        options = {"config": config, "num_processes": None, "env": ONE_PROCESS, "timeout": 180}
-        launch(RESUME, tiny_model, tmp_path / "out", case, **options)
+        out = tmp_path / "out"
+        launch(RESUME, tiny_model, out, case, num_processes=None, config=config, env=ONE_PROCESS, timeout=180)
     runs = read_runs(tmp_path / "out")
     assert "error" not in runs["four"], runs["four"]["at"]
     assert_follows(runs["two"], runs["alone"], BF16)

@@ -214,8 +214,9 @@ def training_arguments(case, config_class, folder, **options):
         gradient_checkpointing=case.checkpointing != "false",
         remove_unused_columns=False,
         ddp_timeout=120,  # where plain DDP waits for a gradient that a rank will not have
-        # Adam would make a step of a rounding. In Gemma 4's random weights, 0.1 makes a rounding forty times as large.
-        **COMPARABLE | SGD | ({"learning_rate": 0.001} if case.family == "gemma4" else {}),
+        # Adam would make a step of a rounding. In Gemma 4's random weights steps of 0.01 still make one fifty times as
+        # large.
+        **COMPARABLE | SGD | {"learning_rate": 0.001 if case.family == "gemma4" else 0.01},
         **options,
     )
 

@@ -38,7 +38,8 @@ def room(gpu_memory: float) -> float:
 def estimate(recipe: Recipe, ranks: int, tokens: int, layers_kept: int) -> MemoryEstimate:
     """What a rank needs for pieces of up to so many tokens."""
     reduction = 0.0 if ranks == 1 else reduction_bytes(recipe.gradient_bytes) / GIB
-    return estimate_largest(recipe.shape, tokens, layers_kept, recipe.bits, recipe.lora_rank, reduction)
+    bucketed = ranks > 1 and recipe.gradient_bytes > DEFERRED_BYTES_LIMIT
+    return estimate_largest(recipe.shape, tokens, layers_kept, recipe.bits, recipe.lora_rank, reduction, bucketed)
 
 
 def reduction_bytes(gradient_bytes: int) -> int:

@@ -1,8 +1,10 @@
 """How much memory one rank needs for a step, estimated from sizes alone.
 
 The terms follow from what Unsloth's kernels hold and save for a dense decoder on its fast path, in bf16, without
-dropout or biases, checkpointed with "unsloth", which keeps the inputs of recomputed layers on the host. It is what
-`torch.cuda.max_memory_allocated` would say; the CUDA context and the fragments of the allocator come on top.
+dropout or biases, checkpointed with "unsloth", which keeps the inputs of recomputed layers on the host. Where all
+weights are trained Unsloth has no such path: there they follow from transformers' modules, as they are without a
+compiler. It is what `torch.cuda.max_memory_allocated` would say; the CUDA context and the fragments of the allocator
+come on top.
 """
 
 import math
@@ -58,6 +60,7 @@ def estimate_memory(
     bits: Bits = 16,
     lora_rank: int | None = 16,
     reduction: float = 0.0,
+    bucketed: bool = False,
 ) -> MemoryEstimate:
     """Estimates the memory of one rank.
 
@@ -75,6 +78,9 @@ def estimate_memory(
         reduction (`float`, *optional*, defaults to 0.0):
             GiB that averaging the gradients holds besides them: as much as they take where they are copied into one
             flat tensor, nothing where they are views of DDP's buckets.
+        bucketed (`bool`, *optional*, defaults to `False`):
+            Whether the gradients are such views, which stay from step to step; others are there from backward to the
+            optimizer's step.
 
     Returns:
         `MemoryEstimate`: Each part, and the peak.
@@ -85,13 +91,14 @@ def estimate_memory(
     adapters = 0 if lora_rank is None else FP32 * adapter_weights(shape, lora_rank)
     gradients = BF16 * (embeddings + shape.linear_weights) if full else adapters
     optimizer = ADAM_STATES * gradients
-    held = weights + adapters + gradients + optimizer + reduction * GIB
-    layer = tokens * saved_bytes(shape)
-    loss = _loss_bytes(shape, tokens) + (2 * BF16 * shape.head_weights if full else 0)  # dW of a chunk and their sum
+    held = weights + adapters + optimizer + reduction * GIB + (gradients if bucketed else 0)
+    layer = tokens * saved_bytes(shape, full)
+    # Backward begins with the logits or with the last layer, while there are few gradients, and ends with all of them.
+    # Adam with foreach makes temporaries of the size of what it updates.
+    loss = _whole_loss_bytes(shape, tokens) if full else _loss_bytes(shape, tokens)
     backward = _backward_bytes(shape, tokens) + (layer if layers_kept < shape.layers else 0)
-    # Adam with foreach makes temporaries of the size of what it updates, more of them for bf16 weights.
-    step = (2 if full else 1) * gradients
-    peak = held + max(layers_kept * layer + loss, layers_kept * layer + backward, step)
+    ends = (0 if bucketed else gradients) + max(backward, gradients)
+    peak = held + max(layers_kept * layer + max(loss, backward), ends)
     parts = (weights, adapters, gradients, optimizer, reduction * GIB, layer, peak)
     return MemoryEstimate(*(part / GIB for part in parts))
 
@@ -103,6 +110,7 @@ def estimate_largest(
     bits: Bits = 16,
     lora_rank: int | None = 16,
     reduction: float = 0.0,
+    bucketed: bool = False,
 ) -> MemoryEstimate:
     """Estimates the memory of the piece that needs most, of pieces of up to `tokens` tokens.
 
@@ -110,14 +118,14 @@ def estimate_largest(
     those of a chunk of four times as many tokens.
 
     Args:
-        shape, tokens, layers_kept, bits, lora_rank, reduction: As of [`estimate_memory`].
+        shape, tokens, layers_kept, bits, lora_rank, reduction, bucketed: As of [`estimate_memory`].
 
     Returns:
         `MemoryEstimate`: Each part for `tokens`, and the largest peak.
     """
     one_chunk = max(1, LOSS_BUDGET // (shape.vocabulary * BUDGETED_BYTES_PER_LOGIT))
     whole, small = (
-        estimate_memory(shape, size, layers_kept, bits, lora_rank, reduction)
+        estimate_memory(shape, size, layers_kept, bits, lora_rank, reduction, bucketed)
         for size in (tokens, min(tokens, one_chunk))
     )
     return replace(whole, peak=max(whole.peak, small.peak))
@@ -128,16 +136,30 @@ def adapter_weights(shape: DecoderShape, rank: int) -> int:
     return shape.layers * rank * sum(inputs + outputs for inputs, outputs in shape.linear_shapes)
 
 
-def saved_bytes(shape: DecoderShape) -> int:
+def saved_bytes(shape: DecoderShape, full: bool = False) -> int:
     """The bytes that a layer saves for backward for each token.
 
     In bf16: the inputs of both norms, of the q, k, v projections and of the MLP; q, k, v and the output of attention,
     once for `o_proj` and once for the attention kernel itself; gate and up. In float32: a log-sum-exp for each head
     and the scales of both norms.
+
+    Args:
+        shape (`DecoderShape`): The sizes of the model.
+        full (`bool`, *optional*, defaults to `False`):
+            Whether transformers' modules compute it, without Unsloth's kernels. They save the input of a norm in
+            float32, and what it is before its weight; keys and values of each query head; the activated gate, and the
+            input of the MLP's last projection; the output of attention once.
+
+    Returns:
+        `int`: Bytes.
     """
+    scales = FP32 * (shape.heads + 2)
+    if full:
+        norms = 2 * (FP32 + 2 * BF16) * shape.hidden
+        return norms + BF16 * (4 * shape.attention_width + 4 * shape.intermediate) + scales
     residual = 4 * shape.hidden
     attention = 3 * shape.attention_width + 2 * shape.key_value_width
-    return BF16 * (residual + attention + 2 * shape.intermediate) + FP32 * (shape.heads + 2)
+    return BF16 * (residual + attention + 2 * shape.intermediate) + scales
 
 
 def _unpacked_bytes(shape: DecoderShape, bits: Bits) -> int:
@@ -151,6 +173,12 @@ def _loss_bytes(shape: DecoderShape, tokens: int) -> int:
     chunks = 1 if budgets <= 1 else min(4 * math.ceil(budgets / 4), tokens)
     logits = math.ceil(tokens / chunks) * shape.vocabulary * HELD_BYTES_PER_LOGIT
     return 2 * BF16 * tokens * shape.hidden + logits
+
+
+def _whole_loss_bytes(shape: DecoderShape, tokens: int) -> int:
+    """All logits as the head has made them and in float32, in which transformers computes the loss, and the gradient
+    of the head with what is added to it."""
+    return (BF16 + FP32) * tokens * shape.vocabulary + 2 * BF16 * shape.head_weights
 
 
 def _backward_bytes(shape: DecoderShape, tokens: int) -> int:
