@@ -247,6 +247,6 @@ def _difference(run: dict, reference: dict) -> float:
 
 
 if __name__ == "__main__":
-    tables = (step_times, packed_attention, matrix, four_gpus, model_families, other_trainers, host_costs, imbalance, planning)
-    tables += (comparison, scaling, starts, faults, damaged_checkpoints)
+    tables = (step_times, packed_attention, matrix, four_gpus, model_families, other_trainers, host_costs, imbalance)
+    tables += (planning, comparison, scaling, starts, faults, damaged_checkpoints)
     print(*(table() for table in tables), sep="\n\n")
