@@ -1,7 +1,7 @@
 """The Python of the pages does what the pages say, on two ranks with real Unsloth.
 
-docs/launching.md's needs a notebook or a script around it: tests/launch/test_launcher.py. docs/metrics.md's reads a file
-that is cut off: tests/docs/test_metrics.py.
+docs/launching.md's needs a notebook or a script around it: tests/launch/test_launcher.py. docs/metrics.md's reads a
+file that is cut off: tests/docs/test_metrics.py.
 """
 
 from pathlib import Path

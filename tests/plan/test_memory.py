@@ -73,6 +73,20 @@ def test_what_a_layer_saves_of_each_token() -> None:
     assert estimate_memory(LLAMA_3B, TOKENS).layer == TOKENS * saved_bytes(LLAMA_3B) / 2**30
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3"])
+def test_whose_queries_and_keys_are_normalised(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(kind, **SIZES, head_dim=16, pad_token_id=0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = DecoderShape.from_config(config)
+    assert shape.normed_heads == any(name.endswith("q_norm") for name, _ in model.named_modules())
+    plain = saved_bytes(replace(shape, normed_heads=False))
+    more = 2 * (4 * 16 + 2 * 16) + 4 * (4 + 2) if shape.normed_heads else 0
+    assert saved_bytes(shape) - plain == more
+
+
 # GiB, on one of 2 x H100 or H200 (docs/gradient_sync.md; without checkpointing: docs/step_plan.md). The terms of the
 # estimate were chosen with these in sight, so they show that it holds together and not that it predicts.
 @pytest.mark.parametrize(

@@ -21,15 +21,14 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 def taken_for_granted():
     model, tokenizer = tiny_lora(MODEL)
+    pair = {"prompt": "rank", "chosen": " and rows", "rejected": " and step"}
     settings = {**COMPARABLE, "max_steps": 2, "max_length": 64, "bf16": False, "per_device_train_batch_size": 2}
     return {
         "model": model,
         "tokenizer": tokenizer,
         "args": SFTConfig("out", **settings),
         "rows": Dataset.from_list([{"text": f"Rank and row {n}. " * (1 + n % 3)} for n in range(16)]),
-        "pairs": Dataset.from_list(
-            [{"prompt": "rank", "chosen": " and rows", "rejected": f" {n}"} for n in range(24)]
-        ),
+        "pairs": Dataset.from_list([pair] * 24),
     }
 
 

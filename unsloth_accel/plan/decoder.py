@@ -8,6 +8,8 @@ from ..errors import ConfigurationError
 
 # How configs say that a token does not pass through every weight, or that keys and values are compressed.
 UNLIKE_A_DENSE_DECODER = ("num_experts_per_tok", "num_experts", "num_local_experts", "kv_lora_rank")
+# The decoders that normalise queries and keys, which no config says.
+NORMALISE_HEADS = ("gemma3_text", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class DecoderShape:
         head_dim (`int`): The width of one head.
         vocabulary (`int`): Tokens of the vocabulary.
         tied (`bool`): Whether the embedding is the language modelling head, too.
+        normed_heads (`bool`, *optional*, defaults to `False`): Whether queries and keys are normalised.
     """
 
     hidden: int
@@ -35,6 +38,7 @@ class DecoderShape:
     head_dim: int
     vocabulary: int
     tied: bool
+    normed_heads: bool = False
 
     @classmethod
     def from_config(cls, config: Any) -> "DecoderShape":
@@ -65,6 +69,7 @@ class DecoderShape:
             head_dim=getattr(text, "head_dim", None) or _size(text, "hidden_size") // heads,
             vocabulary=_size(text, "vocab_size"),
             tied=bool(getattr(text, "tie_word_embeddings", False)),
+            normed_heads=text.model_type in NORMALISE_HEADS,
         )
 
     @property

@@ -141,7 +141,7 @@ def saved_bytes(shape: DecoderShape, full: bool = False) -> int:
 
     In bf16: the inputs of both norms, of the q, k, v projections and of the MLP; q, k, v and the output of attention,
     once for `o_proj` and once for the attention kernel itself; gate and up. In float32: a log-sum-exp for each head
-    and the scales of both norms.
+    and the scales of both norms. Where queries and keys are normalised also what they were before, and those scales.
 
     Args:
         shape (`DecoderShape`): The sizes of the model.
@@ -154,12 +154,15 @@ def saved_bytes(shape: DecoderShape, full: bool = False) -> int:
         `int`: Bytes.
     """
     scales = FP32 * (shape.heads + 2)
+    normed = shape.attention_width + shape.key_value_width if shape.normed_heads else 0
+    if shape.normed_heads:
+        scales += FP32 * (shape.heads + shape.key_value_heads)
     if full:
-        norms = 2 * (FP32 + 2 * BF16) * shape.hidden
+        norms = 2 * (FP32 + 2 * BF16) * shape.hidden + (FP32 + BF16) * normed
         return norms + BF16 * (4 * shape.attention_width + 4 * shape.intermediate) + scales
     residual = 4 * shape.hidden
     attention = 3 * shape.attention_width + 2 * shape.key_value_width
-    return BF16 * (residual + attention + 2 * shape.intermediate) + scales
+    return BF16 * (residual + attention + normed + 2 * shape.intermediate) + scales
 
 
 def _unpacked_bytes(shape: DecoderShape, bits: Bits) -> int:
