@@ -79,7 +79,7 @@ def test_every_piece_of_a_large_file_is_checked(tmp_path: Path) -> None:
     for place in (0, pieces - 1, pieces, 2 * pieces + 4):
         content[place] = 1
         (folder / WEIGHTS).write_bytes(content)
-        assert find_damage(folder) == f"{WEIGHTS} is not what was written (crc32)"
+        assert find_damage(folder) == f"{WEIGHTS} is not what was written (xxh3_128)"
         content[place] = 0
 
 
@@ -223,7 +223,7 @@ def test_the_log_says_what_was_skipped_and_where_training_goes_on(disturbed: dic
     whole = f"{disturbed['out']}.whole"
     for line in (
         f"resume: {whole}/checkpoint-8.incomplete is skipped: writing it was not finished",
-        f"resume: {whole}/checkpoint-6 is skipped: optimizer.pt is not what was written (crc32)",
+        f"resume: {whole}/checkpoint-6 is skipped: optimizer.pt is not what was written (xxh3_128)",
         f"resume: training goes on from {whole}/checkpoint-4",
     ):
         assert disturbed["stderr"].count(line) == 1, line

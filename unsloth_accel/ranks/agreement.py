@@ -6,12 +6,11 @@ from typing import Any
 
 from ..errors import PeerError
 from .environment import rank, world_size
-from .store import connect, has_ended
+from .store import FIRST_POLL_SECONDS, POLL_SECONDS, connect, has_ended
 
 
 # A rank that is this late is doing something else.
 TIMEOUT_SECONDS = 120.0
-POLL_SECONDS = 0.02
 
 
 def gather_values(key: str, mine: Any, timeout: float = TIMEOUT_SECONDS) -> list[Any]:
@@ -44,13 +43,14 @@ def collect_values(key: str, timeout: float = TIMEOUT_SECONDS) -> list[Any]:
 
 def _wait_for(key: str, other: int, timeout: float) -> bytes:
     """Polls: the store's own `wait` holds the connection, and with it the heartbeat of `run_once`."""
-    store, deadline = connect(), time.monotonic() + timeout
+    store, since = connect(), time.monotonic()
     while not store.check([_name(key, other)]):
         if has_ended(other) and not store.check([_name(key, other)]):
             raise PeerError(f"Rank {other} ended without coming to {key!r}.")
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - since
+        if waited > timeout:
             raise PeerError(f"Rank {other} did not come to {key!r} within {timeout:.0f} s.")
-        time.sleep(POLL_SECONDS)
+        time.sleep(min(POLL_SECONDS, FIRST_POLL_SECONDS + waited / 10))
     value: bytes = store.get(_name(key, other))
     return value
 

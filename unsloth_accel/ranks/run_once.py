@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from ..errors import ConfigurationError, PeerError
 from .call_site import call_site
 from .environment import is_distributed, local_rank, rank
-from .store import POLL_SECONDS, connect, has_ended
+from .store import FIRST_POLL_SECONDS, POLL_SECONDS, connect, has_ended
 
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class _Wait:
                 logger.warning("%s%s", whom, self._latest())
             yield now
             # Not later than a tenth of the wait: what took 0.1 s is not waited for 0.3 s.
-            time.sleep(min(POLL_SECONDS, 0.01 + (now - self.since) / 10))
+            time.sleep(min(POLL_SECONDS, FIRST_POLL_SECONDS + (now - self.since) / 10))
 
     def _is_there(self, name: str) -> bool:
         return self.call.store.check([f"{self.call.path}/{name}"])

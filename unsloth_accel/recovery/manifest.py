@@ -3,18 +3,16 @@
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 
 MANIFEST_NAME = "manifest.json"
-# Accidents are to be seen, not forgers: CRC-32 sees a cut or a flipped bit at a quarter of the time that sha256 takes,
-# and that of sha256 is as long as torch.save's own. In pieces, as the cores of the waiting ranks have nothing to do.
-_CHUNK_BYTES = 16 * 2**20
+# What fits into a core's cache.
+_CHUNK_BYTES = 2**20
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -25,11 +23,11 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
         facts (`Mapping[str, Any]`): What else the manifest says; JSON must be able to hold it.
     """
     files = {
-        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "crc32": _checksums(file, _CHUNK_BYTES)}
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "xxh3_128": _hash_file(file)}
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
-    manifest = {**facts, "files": files, "crc32_every_bytes": _CHUNK_BYTES}
+    manifest = {**facts, "files": files}
     signed = {"manifest": manifest, "sha256": _hash_content(manifest)}
     with (folder / MANIFEST_NAME).open("w") as manifest_file:
         # Without a newline at the end: every byte counts, so a cut is seen.
@@ -83,8 +81,8 @@ def find_damage(folder: Path) -> str | None:
         if found != written["bytes"]:
             return f"{name} has {found} bytes instead of {written['bytes']}"
     for name, written in files:
-        if _checksums(folder / name, manifest["crc32_every_bytes"]) != written["crc32"]:
-            return f"{name} is not what was written (crc32)"
+        if _hash_file(folder / name) != written["xxh3_128"]:
+            return f"{name} is not what was written (xxh3_128)"
     return None
 
 
@@ -92,12 +90,11 @@ def _hash_content(manifest: Any) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _checksums(file: Path, chunk_bytes: int) -> list[str]:
-    """The CRC-32 of each piece, in their order."""
-    offsets = range(0, file.stat().st_size, chunk_bytes)
-    with file.open("rb") as opened, ThreadPoolExecutor() as pool:
-        return list(pool.map(partial(_checksum, opened.fileno(), chunk_bytes), offsets))
-
-
-def _checksum(descriptor: int, chunk_bytes: int, offset: int) -> str:
-    return f"{zlib.crc32(os.pread(descriptor, chunk_bytes, offset)):08x}"
+def _hash_file(file: Path) -> str:
+    """XXH3, because accidents are to be seen, not forgers: it takes a tenth of the time of sha256, which is as long as
+    torch.save's own."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as opened:
+        while chunk := opened.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
