@@ -3,6 +3,7 @@
 # make check  lint, format, types, layers          make coverage   what the tests reach
 # make soak   what takes hours: random tests with hundreds of draws, faults, several machines, four ranks, comparisons
 # make faults   ranks that are killed, stopped or lied to, at every phase; makes a table of docs/fault-tolerance.md
+# make docs    the reference of all public names, as pages: build/docs/unsloth_accel.html
 # make any-cpu   every test as on other CPUs and on a busy machine (FILES=... for some)
 # make browser-test   the notebooks and the report in a real browser (installs Debian's chromium)
 #
@@ -35,7 +36,7 @@ endif
 
 PYTEST := $(PY) -m pytest
 
-.PHONY: demo test soak faults any-cpu quick coverage check browser-test clean
+.PHONY: demo test soak faults any-cpu quick coverage check docs browser-test clean
 
 # Nothing is downloaded, and nothing compiled, which would take a minute (docs/host_costs.md).
 DEMO_ENVIRONMENT := HF_HUB_OFFLINE=1 UNSLOTH_COMPILE_DISABLE=1
@@ -70,6 +71,9 @@ check: $(INSTALLED)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+docs: $(INSTALLED)
+	$(PY) docs/reference.py && echo build/docs/unsloth_accel.html
 
 # The notebooks in JupyterLab, and a report, in a real Chromium; the screenshots are in build/browser/.
 browser-test: $(INSTALLED)
