@@ -172,25 +172,24 @@ class Campaign:
         """Each fault in a start of its own, as far as time allows; then those that did not end well go on, in one."""
         deadline = time.monotonic() + 60 * minutes
         folder = Path(tempfile.mkdtemp(dir=self._folder))
+        runs = {folder / f"run-{number}": fault for number, fault in enumerate(chosen)}
 
-        def meet(number: int) -> dict[str, Any] | None:
+        def meet(run: Path) -> dict[str, Any] | None:
             if time.monotonic() > deadline:
                 return None
-            fault, run = chosen[number], folder / f"run-{number}"
-            if fault.kind == "full_disk":
-                met = self._on_a_full_disk(fault, run)
+            if runs[run].kind == "full_disk":
+                met = self._on_a_full_disk(runs[run], run)
             else:
-                met = inject(fault, run, self._model, self._ranks, self._config, environment)
-            print(fault.name, {key: value for key, value in met.items() if key != "end"}, flush=True)
+                met = inject(runs[run], run, self._model, self._ranks, self._config, environment)
+            print(runs[run].name, {key: value for key, value in met.items() if key != "end"}, flush=True)
             return met
 
         with ThreadPoolExecutor(self._jobs) as pool:
-            outcomes = list(pool.map(meet, range(len(chosen))))
-        tried = {folder / f"run-{number}": met for number, met in enumerate(outcomes) if met is not None}
+            outcomes = zip(runs, pool.map(meet, runs), strict=True)
+            tried = {run: met for run, met in outcomes if met is not None}
         left = [run for run, met in tried.items() if "end" not in met]
         ends = dict(zip(left, go_on(left, self._model, self._ranks, self._config) if left else [], strict=True))
-        faults_of = {folder / f"run-{number}": fault for number, fault in enumerate(chosen)}
-        return [self._row(faults_of[run], met, met.pop("end", None) or ends[run]) for run, met in tried.items()]
+        return [self._row(runs[run], met, met.pop("end", None) or ends[run]) for run, met in tried.items()]
 
     def _row(self, fault: Fault, met: dict[str, Any], end: dict[str, Any]) -> dict[str, Any]:
         return {"fault": fault.name, "ranks": self._ranks, **met, **compare(end, self.undisturbed)}
