@@ -29,8 +29,7 @@ def assert_undisturbed(row: dict[str, Any], from_steps: set[int]) -> None:
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    cores = len(os.sched_getaffinity(0))
-    return Campaign(2, tmp_path_factory.mktemp("faults"), jobs=max(1, cores // 2))
+    return Campaign(2, tmp_path_factory.mktemp("faults"), jobs=len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.long
