@@ -222,8 +222,9 @@ class Campaign:
         ]
 
 
-def keep(rows: Sequence[dict[str, Any]], results: Path) -> None:
-    """Writes the rows in place of those of the same faults."""
+def keep(rows: Sequence[dict[str, Any]], folder: str, results: Path) -> None:
+    """Writes the rows in place of those of the same faults, without the folder they were made in."""
+    rows = json.loads(json.dumps(rows).replace(f"{folder}/", ""))
     before = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     kept = {(row["ranks"], row["fault"]): row for row in [*before, *rows]}
     results.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
@@ -254,9 +255,9 @@ def main() -> None:
             campaign = Campaign(ranks, Path(folder), options.config, options.jobs)
             chosen = [fault for fault in faults(ranks) if re.search(options.only, fault.name)]
             if chosen:
-                keep(campaign.inject_all(chosen, minutes=options.minutes), results)
+                keep(campaign.inject_all(chosen, minutes=options.minutes), folder, results)
             if re.search(options.only, "damage"):
-                keep(campaign.damage_all(), results)
+                keep(campaign.damage_all(), folder, results)
     show()
 
 
