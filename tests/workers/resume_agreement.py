@@ -15,7 +15,6 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from unsloth_accel import UnslothAcceleratedTrainerMixin, UnslothAcceleratorPlugin
-from unsloth_accel.recovery import facts
 
 
 (OUT,) = sys.argv[1:]
@@ -102,9 +101,7 @@ def other_version():
     folder = f"{OUT}.packages"
     if RANK == 0:
         install_other_version(folder)
-    facts._version.cache_clear()  # a process reads them once, and this one has
     found = failure(make("versions").train)
-    facts._version.cache_clear()
     if RANK == 0:
         sys.path.remove(folder)
     return found

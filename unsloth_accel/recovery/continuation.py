@@ -28,6 +28,7 @@ class Continuation:
 
     def __init__(self, trainer: "Trainer", *, automatic: bool) -> None:
         self._trainer, self._automatic = trainer, automatic
+        self._code: dict[str, str] = {}
         self._data: dict[str, Any] = {}
         self._resumed: tuple[str, dict[str, Any]] | None = None
 
@@ -37,9 +38,9 @@ class Continuation:
         Raises:
             ConfigurationError: If a rank has other code, arguments or data; it is named.
         """
-        self._data = data_fingerprint(self._trainer.train_dataset)
+        self._code, self._data = versions(), data_fingerprint(self._trainer.train_dataset)
         given = arguments(self._trainer) | {"resume_from_checkpoint": resume_from_checkpoint}
-        self._agree("the start of training", {"versions": versions(), "arguments": given, "data": self._data})
+        self._agree("the start of training", {"versions": self._code, "arguments": given, "data": self._data})
 
     def go_on_from(self, checkpoint: str | bool | None) -> None:
         """Takes the checkpoint that training will load, or what says that there is none.
@@ -75,7 +76,7 @@ class Continuation:
             GradientSyncError: If weights or optimizers differ.
         """
         self._agree(f"the save of step {self._trainer.state.global_step}", self._trained())
-        return run_facts(self._trainer, self._data)
+        return run_facts(self._trainer, self._code, self._data)
 
     def load_random_state(self, checkpoint: str | None, load_own: Callable[[], None]) -> None:
         """Restores each rank's random numbers, also of a checkpoint that another number of ranks wrote."""
