@@ -10,6 +10,7 @@ import pytest
 
 from harness import ROOT, launch, rank_results
 from unsloth_accel import ConfigurationError
+from unsloth_accel.bench import compare as bench
 from unsloth_accel.bench.comparison import Comparison
 from unsloth_accel.bench.contenders import CONTENDERS, check
 from unsloth_accel.bench.table import loss_difference
@@ -24,6 +25,7 @@ SAME = 1e-5
 
 LOADS = """
 import json, sys
+from unsloth_accel.bench import compare as bench
 from unsloth_accel.bench.comparison import Comparison
 from unsloth_accel.bench.models import load
 model, _ = load(sys.argv[1], Comparison(model="tiny", works=(), contenders=()))
@@ -94,11 +96,16 @@ def test_what_cannot_train_here_is_said_before_anything_starts() -> None:
     check(list(CONTENDERS), on_cpu=False)
     with pytest.raises(ConfigurationError, match="got 'nemo'"):
         check(["nemo"], on_cpu=False)
+    smaller = Comparison(model="tiny", works=(), contenders=("varlen",), card_gib=15)
+    with pytest.raises(ConfigurationError, match="`card_gib` is what a GPU has"):
+        bench.compare(smaller, num_processes=2, on_cpu=True)
 
 
 def test_a_comparison_that_compares_nothing_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="`warmup` must be 1 or more, got 0"):
         Comparison(model="tiny", works=(), contenders=(), warmup=0)
+    with pytest.raises(ConfigurationError, match="`card_gib` must be more than 0, got 0"):
+        Comparison(model="tiny", works=(), contenders=(), card_gib=0)
     with pytest.raises(ConfigurationError, match="'rebalance'"):
         Comparison(model="tiny", works=(Workload.parse("1x1:fixed:packed"),), contenders=("rebalance",))
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigurationError
 from ..launch import launch_ddp_training
 from .comparison import Comparison
 from .contenders import CONTENDERS, check
@@ -45,10 +46,12 @@ def compare(
         `list[dict]`: The results.
 
     Raises:
-        ConfigurationError: If a contender is not known, or can not be.
+        ConfigurationError: If a contender is not known, or can not be; or a CPU is to be a smaller card.
         LaunchError: If a rank failed, or `timeout` passed.
     """
     check(comparison.contenders, on_cpu)
+    if on_cpu and comparison.card_gib is not None:
+        raise ConfigurationError("`card_gib` is what a GPU has. Leave it out on the CPU.")
     config = "cpu_gloo" if on_cpu else "single" if num_processes == 1 else "ddp"
     target = None if out is None else str(out.resolve())
     call = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
