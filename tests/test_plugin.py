@@ -146,6 +146,15 @@ def test_the_record_of_a_run_can_be_given_to_another(monkeypatch: pytest.MonkeyP
             UnslothAcceleratorPlugin()
 
 
+def test_a_plan_says_what_it_changes() -> None:
+    kept = StepPlanRecord(plan=StepPlan(balance=False), reason="`plan` is 'keep'", layers=28)
+    assert str(kept) == "micro-batches as given, rows as they come; `plan` is 'keep'"
+    found = StepPlanRecord(plan=StepPlan(pieces=1, tokens=4096, layers_kept=7), reason="the fastest", layers=28)
+    assert str(found) == (
+        "1 piece of at most 4,096 tokens, 7 layers not recomputed, rows balanced; of 28 layers; the fastest"
+    )
+
+
 def test_an_unknown_field_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="gradient_synch"):
         UnslothAcceleratorPlugin(gradient_synch="auto")  # type: ignore[call-arg]

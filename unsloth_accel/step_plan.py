@@ -78,7 +78,8 @@ class StepPlan:
         pieces = "micro-batches as given" if self.pieces is None else f"{self.pieces} piece{'s' * (self.pieces > 1)}"
         limit = f" of at most {self.tokens:,} tokens" if self.tokens is not None else ""
         rows = "balanced" if self.balance else "as they come"
-        return f"{pieces}{limit}, {self.layers_kept} layers not recomputed, rows {rows}"
+        layers = f", {self.layers_kept} layers not recomputed" if self.layers_kept else ""
+        return f"{pieces}{limit}{layers}, rows {rows}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,8 @@ class StepPlanRecord:
         memory = ""
         if self.peak_gib is not None and self.free_gib is not None:
             memory = f"; fullest rank: {self.peak_gib:.1f} GiB used, {self.free_gib:.1f} GiB left"
-        return f"{self.plan}; of {self.layers} layers; {self.reason}{memory}"
+        layers = f"; of {self.layers} layers" if self.plan.layers_kept else ""
+        return f"{self.plan}{layers}; {self.reason}{memory}"
 
 
 def _is_count(value: Any, least: int) -> bool:

@@ -99,7 +99,13 @@ def test_the_demo_says_what_it_did_and_nothing_else(demo: SimpleNamespace) -> No
 
 
 def test_the_demo_ends_with_how_the_ranks_were_used_and_where_to_read_more(demo: SimpleNamespace) -> None:
-    for words in (f"{DEMO_STEPS} steps on 2 ranks", "tokens/s", "x the mean", "waiting", "layers not recomputed"):
+    for words in (
+        f"{DEMO_STEPS} steps on 2 ranks",
+        "tokens/s",
+        "x the mean",
+        "waiting",
+        "micro-batches as given, rows",
+    ):
         assert words in demo.stdout
     assert f"unsloth-accel report {demo.folder}" in demo.stdout
     assert (demo.folder / "metrics.jsonl").stat().st_size > 0
