@@ -8,7 +8,7 @@ from ..errors import ConfigurationError
 
 # How configs say that a token does not pass through every weight, or that keys and values are compressed.
 UNLIKE_A_DENSE_DECODER = ("num_experts_per_tok", "num_experts", "num_local_experts", "kv_lora_rank")
-# The decoders that normalise queries and keys, which no config says.
+# The dense decoders of Unsloth that normalise queries and keys, which no config says.
 NORMALISE_HEADS = ("gemma3_text", "qwen3")
 
 
