@@ -153,9 +153,9 @@ def saved_bytes(shape: DecoderShape, full: bool = False) -> int:
     Returns:
         `int`: Bytes.
     """
-    scales = FP32 * (shape.heads + 2)
-    normed = shape.attention_width + shape.key_value_width if shape.normed_heads else 0
+    normed, scales = 0, FP32 * (shape.heads + 2)
     if shape.normed_heads:
+        normed = shape.attention_width + shape.key_value_width
         scales += FP32 * (shape.heads + shape.key_value_heads)
     if full:
         norms = 2 * (FP32 + 2 * BF16) * shape.hidden + (FP32 + BF16) * normed

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import PeerError
 from .environment import rank, world_size
-from .store import FIRST_POLL_SECONDS, POLL_SECONDS, connect, has_ended
+from .store import connect, has_ended, pause
 
 
 # A rank that is this late is doing something else.
@@ -50,7 +50,7 @@ def _wait_for(key: str, other: int, timeout: float) -> bytes:
         waited = time.monotonic() - since
         if waited > timeout:
             raise PeerError(f"Rank {other} did not come to {key!r} within {timeout:.0f} s.")
-        time.sleep(min(POLL_SECONDS, FIRST_POLL_SECONDS + waited / 10))
+        pause(waited)
     value: bytes = store.get(_name(key, other))
     return value
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from ..errors import ConfigurationError, PeerError
 from .call_site import call_site
 from .environment import is_distributed, local_rank, rank
-from .store import FIRST_POLL_SECONDS, POLL_SECONDS, connect, has_ended
+from .store import connect, has_ended, pause
 
 
 if TYPE_CHECKING:
@@ -229,8 +229,7 @@ class _Wait:
                 whom = f"Waiting for rank {self.call.worker} to {verb} {self.call.name}, {waited:.0f} s so far."
                 logger.warning("%s%s", whom, self._latest())
             yield now
-            # Not later than a tenth of the wait: what took 0.1 s is not waited for 0.3 s.
-            time.sleep(min(POLL_SECONDS, FIRST_POLL_SECONDS + (now - self.since) / 10))
+            pause(now - self.since)
 
     def _is_there(self, name: str) -> bool:
         return self.call.store.check([f"{self.call.path}/{name}"])

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 600.0
 ERROR_SECONDS = 10.0
 LEAVE_SECONDS = 10.0
-# A question takes 0.1 ms. Ranks that come together are to go on together: a save has four such waits.
 FIRST_POLL_SECONDS = 0.001
 POLL_SECONDS = 0.2
 
@@ -63,6 +62,18 @@ def find_errors() -> list[tuple[int, str]]:
     """The errors that other ranks have published so far, each with its rank. Does not wait."""
     others = (other for other in range(world_size()) if other != rank())
     return [(other, fetch_error(other)) for other in others if connect().check([_error_key(other)])]
+
+
+def pause(waited: float) -> None:
+    """Sleeps until the store is to be asked again.
+
+    A question takes 0.1 ms, and ranks that come together are to go on together: a save has four such waits. So not
+    longer than a tenth of the wait: what took 0.1 s is not waited for 0.3 s.
+
+    Args:
+        waited (`float`): Seconds so far.
+    """
+    time.sleep(min(POLL_SECONDS, FIRST_POLL_SECONDS + waited / 10))
 
 
 def has_ended(other: int) -> bool:

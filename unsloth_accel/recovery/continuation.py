@@ -56,7 +56,7 @@ class Continuation:
             log_once("resume: %s has no manifest, so its global batch and its data cannot be compared", checkpoint)
             return
         self._resumed = checkpoint, facts
-        fit_run(self._trainer, checkpoint, facts, self._data, automatic=self._automatic)
+        fit_run(self._trainer, checkpoint, facts, self._code, self._data, automatic=self._automatic)
 
     def check_first_step(self) -> None:
         """Compares what the ranks begin with; to be called when weights, optimizer and data loader are ready.

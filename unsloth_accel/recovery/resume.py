@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
 from ..ranks.logging import log_once
-from .facts import global_batch, sampler_position, versions
+from .facts import global_batch, sampler_position
 
 
 if TYPE_CHECKING:
@@ -18,7 +18,13 @@ _OTHER_ROWS = "or set `ignore_data_skip=True` to go on with other rows."
 
 
 def fit_run(
-    trainer: "Trainer", checkpoint: str, facts: Mapping[str, Any], data: Mapping[str, Any], *, automatic: bool
+    trainer: "Trainer",
+    checkpoint: str,
+    facts: Mapping[str, Any],
+    code: Mapping[str, str],
+    data: Mapping[str, Any],
+    *,
+    automatic: bool,
 ) -> None:
     """Makes a trainer go on with the rows that a checkpoint has not seen; called before its data loader is made.
 
@@ -26,13 +32,14 @@ def fit_run(
         trainer (`transformers.Trainer`): One that is about to train. It may get other arguments, a copy.
         checkpoint (`str`): The folder, for what is logged and raised.
         facts (`Mapping[str, Any]`): What its manifest says.
+        code (`Mapping[str, str]`): The versions of what runs now.
         data (`Mapping[str, Any]`): The fingerprint of the data that the trainer has.
         automatic (`bool`): Whether `gradient_accumulation_steps` may be changed.
 
     Raises:
         ConfigurationError: If the data are others, or no accumulation gives a step as many rows as it had.
     """
-    _log_versions(checkpoint, facts["versions"])
+    _log_versions(checkpoint, facts["versions"], code)
     if facts["world_size"] != trainer.args.world_size:
         ranks = facts["world_size"], trainer.args.world_size
         log_once("resume: %s was written by %d ranks, now there are %d", checkpoint, *ranks)
@@ -46,8 +53,7 @@ def fit_run(
         trainer.accelerator.dataloader_config.data_seed = facts["sampler"]["seed"]
 
 
-def _log_versions(checkpoint: str, written: Mapping[str, str]) -> None:
-    now = versions()
+def _log_versions(checkpoint: str, written: Mapping[str, str], now: Mapping[str, str]) -> None:
     other = [
         f"{name} {written.get(name)}, now {now.get(name)}"
         for name in {**written, **now}
