@@ -14,6 +14,9 @@ Run = dict[str, Any]
 # terms in another order: over the 700 tokens of a batch sqrt(700) roundings, 1.6e-6, in each of the 30 matrix products
 # between a row and its gradient, and sqrt(30) times 1.6e-6 is 9e-6.
 FLOAT32 = 1e-5
+# One rounding of bfloat16, in which Unsloth computes on GPUs (float32 models, too, by autocast), is 2**-9 of a value;
+# two runs may round apart.
+BF16 = 2 * 2**-9
 
 
 def read_runs(out: Path) -> dict[str, Run]:

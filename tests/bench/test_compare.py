@@ -25,7 +25,6 @@ SAME = 1e-5
 
 LOADS = """
 import json, sys
-from unsloth_accel.bench import compare as bench
 from unsloth_accel.bench.comparison import Comparison
 from unsloth_accel.bench.models import load
 model, _ = load(sys.argv[1], Comparison(model="tiny", works=(), contenders=()))

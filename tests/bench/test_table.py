@@ -54,9 +54,15 @@ def test_without_varlen_the_first_one_is_the_reference() -> None:
 
 def test_each_workload_has_a_table_with_its_origin() -> None:
     runs = [*RUNS, result("auto", 1, 100.0, plan="1 piece")]
-    page = tables([*runs, *({**one, "card_gib": 15.0, "compiled": False} for one in runs)])
-    what = "3b lora r=16, 2x4:lognormal:padding-free up to 2048 tokens, 2 x NVIDIA H100 80GB HBM3"
-    assert f"{what}, compiled:" in page
-    assert f"{what} held to 15 GiB, not compiled:" in page
+    page = tables([*runs, *({**one, "world_size": 1, "compiled": False} for one in runs)])
+    what = "3b lora r=16, 2x4:lognormal:padding-free up to 2048 tokens"
+    assert f"{what}, 2 x NVIDIA H100 80GB HBM3, compiled:" in page
+    assert f"{what}, 1 x NVIDIA H100 80GB HBM3, not compiled:" in page
     assert page.count("| keep |") == 2
     assert page.count("`auto` found: 1 piece.") == 2
+
+
+def test_a_smaller_card_is_a_workload_of_its_own() -> None:
+    page = tables([*RUNS, *({**one, "card_gib": 15.0} for one in RUNS)])
+    assert "2 x NVIDIA H100 80GB HBM3 held to 15 GiB, compiled:" in page
+    assert page.count("| keep |") == 2

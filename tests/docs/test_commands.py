@@ -16,7 +16,6 @@ from unsloth_accel import config_path
 from unsloth_accel.cli.main import build_parser
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = {"accelerate", "make", "pip", "pytest", "python", "unsloth-accel"}
 # What stands for a reader's own.
 THEIRS = {"train.py", "script.py"}
@@ -34,10 +33,6 @@ def commands(page: str) -> Iterator[list[str]]:
                     yield shlex.split(command.partition(" > ")[0])
 
 
-def options(words: list[str]) -> list[str]:
-    return [word for word in words if word.startswith("--")]
-
-
 def check_script(file: str, arguments: list[str]) -> None:
     """A script of ours is there, and its source names each option."""
     if file in THEIRS:
@@ -45,7 +40,7 @@ def check_script(file: str, arguments: list[str]) -> None:
     source = (ROOT / file).read_text()
     if "gradient_sync" in source:  # whose options it has, too
         source += (ROOT / "benchmarks" / "gradient_sync.py").read_text()
-    for option in options(arguments):
+    for option in (word for word in arguments if word.startswith("--")):
         assert f'"{option}"' in source, f"{file} has no {option}"
 
 
@@ -78,7 +73,6 @@ def check(words: list[str]) -> None:
             assert setup.has_option("options.extras_require", extra), extra
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_each_command_can_be_given(page: Path) -> None:
     for words in commands(page.read_text()):
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recovery.faults import PHASES, Campaign, Fault, damaged, exit_codes
-from trajectories import FLOAT32
+from trajectories import BF16, FLOAT32
 
 
 # A rank that is stopped or loops is found early, and the launcher does not wait long for it.
@@ -16,9 +16,6 @@ IMPATIENT = {"UNSLOTH_ACCEL_STALL_TIMEOUT": "15", "TORCH_ELASTIC_SHUTDOWN_TIMEOU
 # A rank may take long to evaluate and save, so there a loop is not seen.
 SEEN = [(kind, phase) for kind in ("kill", "SIGTERM", "SIGSTOP") for phase in PHASES if phase != "merge"]
 SEEN += [("loop", "forward"), ("loop", "optimizer step")]
-
-# One rounding of bfloat16, in which Unsloth computes on GPUs, is 2**-9 of a value; two runs may round apart.
-BF16 = 2 * 2**-9
 
 
 def assert_undisturbed(row: dict[str, Any], from_steps: set[int]) -> None:

@@ -5,16 +5,14 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT, launch
-from trajectories import Run, assert_follows, read_runs
+from trajectories import BF16, Run, assert_follows, read_runs
 
 
 TRAJECTORY = ROOT / "tests" / "workers" / "trajectory.py"
 RESUME = ROOT / "tests" / "workers" / "resume_oracle.py"
 KINDS = ["lora", "embed_head", "qlora", "full"]
 CASES = [f"kind={kind},checkpointing=unsloth,batch=16,accumulation={n}" for kind in KINDS for n in (1, 4)]
-# As in test_gpu_matrix.py: one rounding of bfloat16 is 2**-9 of a value, and QLoRA's weights are rounded in each of
-# the 5 steps, too.
-BF16, STEPS = 2 * 2**-9, 5
+STEPS = 5  # in each of which QLoRA's weights, which are bfloat16, are rounded, too
 ONE_PROCESS = {"UNSLOTH_DATASET_NUM_PROC": "1"}
 
 pytestmark = [pytest.mark.multigpu(gpus=4), pytest.mark.timeout(580)]
@@ -48,10 +46,10 @@ def test_two_gpus_go_on_with_what_four_began(kind: str, tmp_path: Path, tiny_mod
         "ddp_4gpu": f"name=four,kind={kind},folder=parts,resume=no,stop=5",
         "ddp_2gpu": f"name=two,kind={kind},folder=parts",
     }
+    out = tmp_path / "out"
     for config, case in cases.items():
-        out = tmp_path / "out"
         launch(RESUME, tiny_model, out, case, num_processes=None, config=config, env=env, timeout=180)
-    runs = read_runs(tmp_path / "out")
+    runs = read_runs(out)
     assert "error" not in runs["four"], runs["four"]["at"]
     assert_follows(runs["two"], runs["alone"], BF16)
     assert runs["two"]["between_ranks"] == 0.0

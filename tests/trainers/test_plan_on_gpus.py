@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT, launch
-from trajectories import Run, assert_follows, read_runs
+from trajectories import BF16, Run, assert_follows, read_runs
 
 
 WORKER = ROOT / "tests" / "workers" / "plan_on_gpus.py"
@@ -17,8 +17,6 @@ LAYERS = 16
 HELD = {12: (LAYERS, LAYERS), 8: (6, LAYERS - 1), 6: (1, 9), 5: (0, 4)}
 TOO_LARGE = 'plan={"pieces": 1, "layers_kept": "all"};gib=5.5'
 TUNED = "plan=auto;gib=6;steps=34"
-# One rounding of bfloat16 is 2**-9 of a value; two runs may round apart.
-BF16 = 2 * 2**-9
 
 pytestmark = [pytest.mark.multigpu(gpus=2), pytest.mark.timeout(400)]
 
