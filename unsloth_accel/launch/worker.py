@@ -31,6 +31,7 @@ _exit_code = [1]
 
 
 def main(folder: Path) -> None:
+    """Runs the target on this rank, and leaves its result or its error in `folder`, where the launcher looks."""
     own = rank()
     atexit.register(_end)  # first in, last out: after the exit functions of every library
     _route_output(folder, own)
