@@ -12,6 +12,7 @@ from trajectories import Run, read_runs
 WORKER = ROOT / "tests" / "workers" / "evaluation.py"
 CASES = ["plan=auto", "rows=5,plan=auto", "padding_free=no,plan=auto", "padding_free=no,plan=auto,rows=1"]
 OUT_OF_MEMORY = ["plan=auto,rows=4,limit=150", "padding_free=no,plan=auto,rows=4,limit=150"]
+PREDICTED = ["plan=auto,rows=4,predictions=yes", "padding_free=no,plan=auto,rows=4,predictions=yes"]
 RAISED = "plan=auto,rows=4,limit=150,on_oom=raise"
 # A mean of some 400 losses in float32, added up in another order.
 FLOAT32 = 1e-6
@@ -24,7 +25,7 @@ def evaluated(ranks: int, cases: Sequence[str], folder: Path, model: Path) -> di
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[int, dict[str, Run]]:
-    cases = {1: [*CASES, RAISED], 2: [*CASES, *OUT_OF_MEMORY]}
+    cases = {1: [*CASES, RAISED], 2: [*CASES, *OUT_OF_MEMORY, *PREDICTED, *(f"{case},limit=150" for case in PREDICTED)]}
     return {ranks: evaluated(ranks, cases[ranks], tmp_path_factory.mktemp("runs"), tiny_model) for ranks in cases}
 
 
@@ -61,6 +62,16 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts(case: str, runs: dict[in
     if run["accuracy"] is not None:
         assert run["accuracy"] == pytest.approx(reference["accuracy"], rel=FLOAT32)
     assert run["forwards"][1] > run["forwards"][0], "the last rank computed some batches in parts"
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", PREDICTED)
+def test_so_is_one_whose_logits_are_wanted(case: str, runs: dict[int, dict[str, Run]]) -> None:
+    whole, cut = runs[2][case], runs[2][f"{case},limit=150"]
+    assert "error" not in cut, cut.get("at")
+    assert cut["forwards"][1] > whole["forwards"][1], "the last rank computed some batches in parts"
+    assert cut["loss"] == pytest.approx(whole["loss"], rel=FLOAT32)
+    assert cut["predicted"] == pytest.approx(whole["predicted"], rel=FLOAT32)
 
 
 @pytest.mark.gloo

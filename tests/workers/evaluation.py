@@ -4,6 +4,8 @@ The trainers are those that Unsloth generates for GPUs, on the CPU. A CASE is `k
 defaults are those of `evaluate`.
 """
 
+import os
+
 import generated_trainers
 
 
@@ -11,6 +13,7 @@ generated_trainers.load("sft_trainer")
 
 from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import counting_tokenizer
+import numpy as np
 import torch
 from cases import COMPARABLE, RANK, WORLD_SIZE, of_all_ranks, run_cases
 from datasets import Dataset
@@ -26,6 +29,16 @@ ROWS = 13  # no number of ranks divides it
 def texts():
     lengths = [3 + 11 * index % 60 for index in range(ROWS)]
     return [{"text": " ".join(WORDS[(index + n) % 6] for n in range(length))} for index, length in enumerate(lengths)]
+
+
+def right(prediction):
+    """How often the most probable token is the right one, and how large the logits of all labelled tokens are."""
+    labelled = prediction.label_ids[:, 1:] != -100
+    logits = prediction.predictions[:, :-1][labelled]
+    return {
+        "right": float((logits.argmax(-1) == prediction.label_ids[:, 1:][labelled]).mean()),
+        "largest": float(np.abs(logits).max(-1).mean()),
+    }
 
 
 class Rows:
@@ -59,14 +72,18 @@ def evaluate(path, folder, case):
         ),
         train_dataset=rows,
         eval_dataset=rows,
+        compute_metrics=right if "predictions" in case else None,
         processing_class=counting_tokenizer.CountingTokenizer.from_pretrained(path),
         plugin=UnslothAcceleratorPlugin(plan=case.get("plan"), on_oom=case.get("on_oom")),
     )
+    # As Unsloth says to do; TRL's own `prediction_step`, which its generated trainer keeps, does not ask for logits.
+    os.environ["UNSLOTH_RETURN_LOGITS"] = str(int("predictions" in case))
     first, second = trainer.evaluate(), trainer.evaluate()
     return {
         "loss": first["eval_loss"],
         "again": second["eval_loss"],
         "accuracy": first.get("eval_mean_token_accuracy"),
+        "predicted": [first.get("eval_right"), first.get("eval_largest")],
         "tokens": of_all_ranks(seen.tokens // 2),
         "forwards": of_all_ranks(seen.forwards // 2),
     }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 # What Accelerate's list does not have: Triton and cuBLAS raise plain RuntimeErrors.
 _TEXTS = ("Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 _CHECKPOINTING = "unsloth_zoo.gradient_checkpointing"
 
@@ -23,21 +24,21 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def compute_parts(
     parts: Sequence[Part],
-    compute: Callable[[Part], Tensor],
+    compute: Callable[[Part], Result],
     cut: Callable[[Part, str], Sequence[Part]] | None,
     parameters: Sequence[nn.Parameter] = (),
-) -> Iterator[tuple[Part, Tensor]]:
+) -> Iterator[tuple[Part, Result]]:
     """Computes parts of a step one after the other, and those that do not fit into memory in smaller ones.
 
     Args:
         parts (`Sequence`): What to compute.
-        compute (`Callable`): Computes the loss of a part and, if there are `parameters`, their gradients.
+        compute (`Callable`): Computes a part, and the gradients of `parameters`.
         cut (`Callable`, *optional*): Makes smaller parts of one, or raises; it gets the error, too. None: the error of
             a part that does not fit is raised.
         parameters (`Sequence[nn.Parameter]`, *optional*): What is trained.
 
     Yields:
-        `tuple`: A part that was computed, as a whole, and its loss.
+        `tuple`: A part that was computed, as a whole, and what `compute` gave for it.
     """
     left = list(parts)
     while left:
@@ -45,36 +46,36 @@ def compute_parts(
         if cut is None:
             yield part, compute(part)
             continue
-        loss, error = compute_apart(partial(compute, part), parameters)
-        if loss is None:
+        result, error = compute_apart(partial(compute, part), parameters)
+        if result is None:
             left = [*cut(part, error), *left]
         else:
-            yield part, loss
+            yield part, result
 
 
-def compute_apart(compute: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, str]:
+def compute_apart(compute: Callable[[], Result], parameters: Sequence[nn.Parameter]) -> tuple[Result | None, str]:
     """Runs a forward and backward whose gradients count only if all of it went well.
 
     Args:
-        compute (`Callable[[], torch.Tensor]`): Computes a loss and its gradients.
+        compute (`Callable`): Computes something, and its gradients.
         parameters (`Sequence[nn.Parameter]`): What is trained.
 
     Returns:
-        `tuple[torch.Tensor | None, str]`: The loss; or None and the error, where memory was too small: then all
+        `tuple`: What was computed, and an empty text; or None and the error, where memory was too small: then all
         gradients are as before. Any other error is raised.
     """
     before = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None
     try:
-        loss = compute()
+        result = compute()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         text = str(error)
     else:
         _add(parameters, before)
-        return loss, ""
+        return result, ""
     # Not in the `except` block, where the traceback's frames still hold the activations.
     for parameter, gradient in zip(parameters, before, strict=True):
         parameter.grad = gradient

@@ -1,18 +1,23 @@
-"""The loss of an evaluation, weighed by tokens over all ranks."""
+"""What an evaluation computes of its batches, each by one rank alone, and its means over the tokens of all ranks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import concatenate
 from torch import Tensor
 
 from ..plan.out_of_memory import compute_parts
-from ..plan.pieces import can_be_cut, halve
+from ..plan.pieces import can_be_cut, halve, is_padding_free
 from .sft_metrics import TOKEN_MEANS, count_labelled
 
 
-class TokenWeightedLoss:
-    """Adds up what the batches of an evaluation lost, each weighed by its labelled tokens.
+# As transformers' `prediction_step` returns it: loss, logits, labels. Without the logits where they are not wanted.
+Prediction = tuple[Tensor, Any, Any]
+
+
+class TokenWeightedMeans:
+    """Adds up what the batches of an evaluation lost, and TRL's metrics, each weighed by its labelled tokens.
 
     transformers gives every row the mean of its batch, and every batch of documents side by side the weight of one
     row, so what it reports depends on how rows fall into batches and ranks. The sum over all tokens divided by their
@@ -29,21 +34,22 @@ class TokenWeightedLoss:
         self._sums = torch.zeros(1 + len(TOKEN_MEANS), 2, dtype=torch.float64, device=trainer.args.device)
         self._taken_in = self._noted()
 
-    def step(self, compute: Callable[[Any], Tensor], inputs: Mapping[str, Any]) -> Tensor:
+    def step(self, predict: Callable[[Any], Prediction], inputs: Mapping[str, Any]) -> Prediction:
         """Computes a batch, in parts if it does not fit as a whole; without the other ranks.
 
         Args:
-            compute (`Callable`): Computes the mean loss of a batch.
+            predict (`Callable`): Computes the mean loss of a batch, and its logits and labels if they are wanted.
             inputs (`Mapping[str, torch.Tensor]`): The batch.
 
         Returns:
-            `torch.Tensor`: The mean loss of what was computed last, a scalar.
+            `tuple`: What `predict` gives for the batch as a whole.
         """
-        last = None
-        for batch, last in compute_parts([inputs], compute, self._cut if self._splits else None):
-            self._add(last, batch["labels"])
-        assert last is not None, "the last part fitted"
-        return last
+        labelled, parts = [], []
+        for batch, prediction in compute_parts([inputs], predict, self._cut if self._splits else None):
+            labelled.append(count_labelled(batch["labels"]))
+            parts.append(prediction)
+            self._add(prediction[0], labelled[-1])
+        return parts[0] if len(parts) == 1 else _together(parts, labelled, is_padding_free(inputs))
 
     def _cut(self, batch: Mapping[str, Any], error: str) -> list[dict[str, Tensor]]:
         logged = self._trainer._metrics["eval"]
@@ -54,24 +60,18 @@ class TokenWeightedLoss:
             raise torch.OutOfMemoryError(f"One row does not fit into memory in evaluation. {error}")
         return parts
 
-    def put_into(self, metrics: dict[str, float], prefix: str) -> None:
-        """Replaces the loss in what transformers returns, and TRL's metrics in what it will log.
-
-        Args:
-            metrics (`dict[str, float]`): Those of the evaluation.
-            prefix (`str`): What their names begin with.
-        """
+    def of_all_ranks(self) -> float | None:
+        """Puts TRL's metrics where it will log them, and returns the loss; None if no token has a label."""
         sums = self._trainer.accelerator.reduce(self._sums, reduction="sum").tolist()
         (lost, tokens), *others = sums
-        if tokens:
-            metrics[f"{prefix}_loss"] = lost / tokens
         logged = self._trainer._metrics["eval"]
         for name, (total, weight) in zip(TOKEN_MEANS, others, strict=True):
             if weight:
                 logged[name] = [total / weight]
+        return lost / tokens if tokens else None
 
-    def _add(self, loss: Tensor, labels: Tensor) -> None:
-        labelled = count_labelled(labels).to(self._sums)
+    def _add(self, loss: Tensor, count: Tensor) -> None:
+        labelled = count.to(self._sums)
         # A batch without a labelled token has no mean.
         self._sums[0, 0] += torch.where(labelled > 0, loss.detach().to(self._sums) * labelled, 0.0)
         self._sums[0, 1] += labelled
@@ -85,3 +85,16 @@ class TokenWeightedLoss:
         """How many values TRL has noted of each metric."""
         logged = self._trainer._metrics["eval"]
         return {name: len(logged.get(name, [])) for name in TOKEN_MEANS}
+
+
+def _together(parts: Sequence[Prediction], labelled: Sequence[Tensor], padding_free: bool) -> Prediction:
+    """What would have been predicted of the batch that the parts are of."""
+    losses, logits, labels = zip(*parts, strict=True)
+    weights = torch.stack(list(labelled)).to(losses[0])
+    # A part without a labelled token has no mean.
+    weighed = torch.where(weights > 0, torch.stack(losses) * weights, 0.0)
+    loss = weighed.sum() / weights.sum()
+    if logits[0] is None:
+        return loss, None, None
+    dimension = 1 if padding_free else 0
+    return loss, concatenate(logits, dim=dimension), concatenate(labels, dim=dimension)

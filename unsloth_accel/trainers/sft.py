@@ -14,7 +14,7 @@ from ..imports import load_unsloth
 from ..patching import replace_attribute
 from ..ranks.logging import log_once
 from ..step_plan import StepPlanRecord
-from .evaluation import TokenWeightedLoss
+from .evaluation import TokenWeightedMeans
 from .mixin import UnslothAcceleratedTrainerMixin
 from .plan_choice import AS_GIVEN, is_searched, plan_asked_for
 from .plan_search import PlanSearch
@@ -53,7 +53,7 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
     _sft_metrics: SFTMetrics | None = None
     _planned: PlannedSteps | None = None
     _search: PlanSearch | None = None
-    _weighed: TokenWeightedLoss | None = None  # while an evaluation runs
+    _weighed: TokenWeightedMeans | None = None  # while an evaluation runs
     _steps_alone = False  # whether a step has begun whose reports nobody else hears
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -98,14 +98,13 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As in transformers, with each row on one rank alone, where only the loss is wanted."""
         dataloader = super().get_eval_dataloader(eval_dataset)
-        if self.gradient_sync is None or not self._weighs_by_tokens(self.compute_metrics is None):
+        if self.gradient_sync is None or self.compute_metrics is not None or self._replaced():
             return dataloader
         return balance_rows(self, dataloader, dataloader.dataset, accumulation=1)[0]
 
-    def _weighs_by_tokens(self, prediction_loss_only: bool | None) -> bool:
-        """Whether an evaluation is ours: that of several ranks, or of one with a plan."""
-        ours = self.gradient_sync is not None or self._planned is not None
-        return bool(ours and prediction_loss_only and not self._replaced())
+    def _evaluation_is_ours(self) -> bool:
+        """Whether it is that of several ranks, or of one with a plan, and the loss that of TRL."""
+        return (self.gradient_sync is not None or self._planned is not None) and not self._replaced()
 
     def evaluation_loop(
         self,
@@ -115,17 +114,23 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """As in transformers; the loss is the mean over all labelled tokens of all ranks."""
+        """As in transformers; if only the loss is wanted, it is the mean over all labelled tokens of all ranks.
+
+        Predictions are wanted in the order of the rows, and so that all ranks have as many some rows are predicted
+        twice. transformers leaves them out at the end, also of the loss, which is its own then.
+        """
         loop = partial(
             super().evaluation_loop, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        if not self._weighs_by_tokens(prediction_loss_only):
+        if not self._evaluation_is_ours():
             return loop()
-        self._weighed = TokenWeightedLoss(self, splits=self.plugin.on_oom == "split")
+        self._weighed = TokenWeightedMeans(self, splits=self.plugin.on_oom == "split")
         try:
             output = loop()
-            assert output.metrics is not None, "transformers puts them there"
-            self._weighed.put_into(output.metrics, metric_key_prefix)
+            loss = self._weighed.of_all_ranks()
+            if prediction_loss_only and loss is not None:
+                assert output.metrics is not None, "transformers puts them there"
+                output.metrics[f"{metric_key_prefix}_loss"] = loss
         finally:
             self._weighed = None
         return output
@@ -139,8 +144,9 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
             return predict(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         with self._metrics_stay_local():
-            loss = self._weighed.step(lambda batch: predict(model, dict(batch), True, ignore_keys)[0], inputs)
-        return loss, None, None
+            return self._weighed.step(
+                lambda batch: predict(model, dict(batch), prediction_loss_only, ignore_keys), inputs
+            )
 
     # Steps
 
