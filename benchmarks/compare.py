@@ -2,9 +2,12 @@
 
     python benchmarks/random_llama.py 3b 3b
     python benchmarks/compare.py --model 3b --work 2x4:lognormal 4x1:fixed --contenders varlen keep auto --nproc 2
+    python benchmarks/random_vision.py 3b vl-3b
+    python benchmarks/compare.py --model vl-3b --work 2x4:lognormal:images --contenders varlen keep auto --nproc 2
 
 A work is `ROWSxACCUMULATION:LENGTHS[:BATCHING]`: the rows of a rank's micro-batch, its micro-batches in a step, fixed,
-lognormal or pareto, and padding-free (the default), packed or padded. Contenders:
+lognormal or pareto, and padding-free (the default), packed, padded or images (padded, half of the rows with an image;
+for a model of random_vision.py, and without `rebalance`, `trl` and `liger`). Contenders:
 
     plain          Unsloth under `accelerate launch`, as installed
     varlen         the same with one attention launch per layer, which torch >= 2.12, flash-attn or xformers bring
@@ -39,7 +42,9 @@ from unsloth_accel.bench.workload import Workload
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="the folder of a model, as random_llama.py makes it")
+    parser.add_argument(
+        "--model", required=True, help="the folder of a model, as random_llama.py and random_vision.py make it"
+    )
     parser.add_argument("--ft", default="lora", choices=("lora", "qlora", "full"))
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--work", nargs="+", required=True, type=Workload.parse)

@@ -43,10 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def compare(folder: Path, work: str, ranks: int, contenders: list[str]) -> tuple[list[dict[str, Any]], str]:
+def compare(
+    folder: Path, work: str, ranks: int, contenders: list[str], *options: str
+) -> tuple[list[dict[str, Any]], str]:
     """The results that the script wrote to its file, and what it printed."""
     out = folder / f"{ranks}.jsonl"
-    settings = ["--cpu", "--rounds", "1", "--warmup", "1", "--tuning", "4", "--steps", str(STEPS - 1), "--seq", "512"]
+    settings = [*options, "--warmup", "1", "--tuning", "4", "--steps", str(STEPS - 1), "--seq", "512"]
     command = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--model", "tiny", *settings, "--work", work]
     command += ["--nproc", str(ranks), "--out", str(out), "--contenders", *contenders]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=540)
@@ -56,7 +58,7 @@ def compare(folder: Path, work: str, ranks: int, contenders: list[str]) -> tuple
 
 @pytest.mark.long
 def test_all_contenders_train_the_same_rows_to_the_same_losses(folder: Path) -> None:
-    results, printed = compare(folder, "4x2:lognormal:padded", 2, ON_CPU)
+    results, printed = compare(folder, "4x2:lognormal:padded", 2, ON_CPU, "--cpu", "--rounds", "1")
     assert [one["contender"] for one in results] == ON_CPU
     reference = results[0]
     for one in results:
@@ -68,7 +70,7 @@ def test_all_contenders_train_the_same_rows_to_the_same_losses(folder: Path) -> 
         assert f"| {one['contender']} | " in printed
     # It deals the rows in another way, and they are the same.
     assert next(one for one in results if one["contender"] == "rebalance")["imbalance"] != reference["imbalance"]
-    alone, _ = compare(folder, "8x2:lognormal:padded", 1, ["varlen", "keep"])
+    alone, _ = compare(folder, "8x2:lognormal:padded", 1, ["varlen", "keep"], "--cpu", "--rounds", "1")
     assert all(loss_difference([one], [reference]) < SAME for one in alone)
     assert all(one["tokens"] == reference["tokens"] and one["imbalance"] == 1 for one in alone)
     # What another row in a step would change is far more than that.
@@ -109,6 +111,19 @@ def test_a_comparison_that_compares_nothing_is_refused() -> None:
         Comparison(model="tiny", works=(Workload.parse("1x1:fixed:packed"),), contenders=("rebalance",))
 
 
+def test_who_cannot_train_rows_with_images_is_said_before_anything_starts() -> None:
+    images, text = Workload.parse("1x1:fixed:images"), Workload.parse("1x1:fixed:padded")
+    with pytest.raises(ConfigurationError, match="`works` has rows with images and, in '1x1:fixed:padded', rows with"):
+        Comparison(model="tiny", works=(images, text), contenders=("varlen",))
+    for name in ("trl", "liger", "rebalance"):
+        with pytest.raises(ConfigurationError, match=f"`contenders` has '{name}', which does not train rows with im"):
+            Comparison(model="tiny", works=(images,), contenders=("varlen", name))
+        assert not Comparison(model="tiny", works=(text,), contenders=("varlen", name)).has_images
+    seeing = Comparison(model="tiny", works=(images,), contenders=("varlen",))
+    with pytest.raises(ConfigurationError, match="`works` has rows with images, which Unsloth trains on GPUs only"):
+        bench.compare(seeing, num_processes=2, on_cpu=True)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("work", ["2x2:lognormal", "2x2:pareto:packed"])
 def test_rows_side_by_side_are_counted_and_trained_alike(folder: Path, tmp_path: Path, work: str) -> None:
@@ -121,3 +136,20 @@ def test_rows_side_by_side_are_counted_and_trained_alike(folder: Path, tmp_path:
         assert first[name]["tokens"] == first["plain"]["tokens"]
     assert first["keep"]["imbalance"] == first["plain"]["imbalance"]
     assert first["balanced"]["imbalance"] <= first["plain"]["imbalance"]
+
+
+@pytest.mark.multigpu(gpus=2)
+def test_rows_with_images_are_trained_alike_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model of `FastVisionModel` in two rounds of three trainers, on two GPUs and on one."""
+    monkeypatch.setenv("UNSLOTH_COMPILE_DISABLE", "1")
+    save = [sys.executable, "-m", "unsloth_accel.bench.random_vision", "tiny", "tiny"]
+    subprocess.run(save, cwd=tmp_path, check=True, timeout=120)
+    names = ["varlen", "keep", "auto"]
+    two, _ = compare(tmp_path, "2x2:lognormal:images", 2, names, "--rounds", "2")
+    one, _ = compare(tmp_path, "4x2:lognormal:images", 1, names, "--rounds", "2")
+    for results in (two, one):
+        assert [run["contender"] for run in results] == names * 2
+        assert {run["tokens"] for run in results} == {two[0]["tokens"]}
+        assert {run["mfu"] for run in results} == {None}
+        # A tenth of how much the losses of these steps differ.
+        assert all(loss_difference([run], results[:1]) < 1e-4 for run in results)

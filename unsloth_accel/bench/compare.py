@@ -46,12 +46,17 @@ def compare(
         `list[dict]`: The results.
 
     Raises:
-        ConfigurationError: If a contender is not known, or can not be; or a CPU is to be a smaller card.
+        ConfigurationError: If a contender is not known, or can not be; or a CPU is to be a smaller card, or to train
+            rows with images.
         LaunchError: If a rank failed, or `timeout` passed.
     """
     check(comparison.contenders, on_cpu)
     if on_cpu and comparison.card_gib is not None:
         raise ConfigurationError("`card_gib` is what a GPU has. Leave it out on the CPU.")
+    if on_cpu and comparison.has_images:
+        raise ConfigurationError(
+            "`works` has rows with images, which Unsloth trains on GPUs only. Leave `on_cpu` out."
+        )
     config = "cpu_gloo" if on_cpu else "single" if num_processes == 1 else "ddp"
     target = None if out is None else str(out.resolve())
     call = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())

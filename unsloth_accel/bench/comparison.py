@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ConfigurationError
+from .contenders import CONTENDERS
 from .workload import Workload
 
 
@@ -25,8 +26,8 @@ class Comparison:
         card_gib (`float`, *optional*): What each rank may allocate, as if its card had no more. `None`: all of it.
 
     Raises:
-        ConfigurationError: If there are no rounds, no steps of a kind or no memory, or a contender cannot train a
-            workload.
+        ConfigurationError: If there are no rounds, no steps of a kind or no memory, a contender cannot train a
+            workload, or only some of the workloads have images.
     """
 
     model: str
@@ -49,3 +50,24 @@ class Comparison:
             raise ConfigurationError(f"`card_gib` must be more than 0, got {self.card_gib}.")
         if "rebalance" in self.contenders and any(work.batching == "packed" for work in self.works):
             raise ConfigurationError("`contenders` has 'rebalance', which would shuffle packed rows into other steps.")
+        if self.has_images:
+            self._check_images()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the model sees: `FastVisionModel` loads it, with its processor."""
+        return any(work.has_images for work in self.works)
+
+    def _check_images(self) -> None:
+        without = [str(work) for work in self.works if not work.has_images]
+        if without:
+            raise ConfigurationError(
+                f"`works` has rows with images and, in {without[0]!r}, rows without. Each kind is loaded in another "
+                "way: compare them in two calls."
+            )
+        for name in self.contenders:
+            if name == "rebalance" or (name in CONTENDERS and CONTENDERS[name].library != "unsloth"):
+                raise ConfigurationError(
+                    f"`contenders` has {name!r}, which does not train rows with images. Leave it out, or compare "
+                    "rows of text."
+                )

@@ -11,6 +11,13 @@ from .contenders import Library
 
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# Of the language model and of the vision tower, whose linear layers have other names.
+_ALL_LAYERS_THAT_SEE = {
+    "finetune_vision_layers": True,
+    "finetune_language_layers": True,
+    "finetune_attention_modules": True,
+    "finetune_mlp_modules": True,
+}
 
 
 def load(library: Library, comparison: Comparison) -> tuple[Any, Any]:
@@ -21,7 +28,8 @@ def load(library: Library, comparison: Comparison) -> tuple[Any, Any]:
         comparison (`Comparison`): Names the folder, and what is trained.
 
     Returns:
-        `tuple`: The model, with adapters unless all of it is trained, and its tokenizer.
+        `tuple`: The model, with adapters unless all of it is trained, and its tokenizer, or the processor of one that
+        sees.
     """
     model, tokenizer = _of_unsloth(comparison) if library == "unsloth" else _of_transformers(comparison)
     if comparison.finetuning != "full":
@@ -37,7 +45,8 @@ def precision() -> torch.dtype:
 
 
 def _of_unsloth(comparison: Comparison) -> tuple[Any, Any]:
-    loader = load_unsloth().FastLanguageModel
+    unsloth = load_unsloth()
+    loader = unsloth.FastVisionModel if comparison.has_images else unsloth.FastLanguageModel
     model, tokenizer = loader.from_pretrained(
         comparison.model,
         max_seq_length=comparison.sequence,
@@ -51,8 +60,8 @@ def _of_unsloth(comparison: Comparison) -> tuple[Any, Any]:
             r=comparison.lora_rank,
             lora_alpha=comparison.lora_rank,
             lora_dropout=0,
-            target_modules=LINEAR,
             use_gradient_checkpointing="unsloth",
+            **(_ALL_LAYERS_THAT_SEE if comparison.has_images else {"target_modules": LINEAR}),
         )
     return model, tokenizer
 

@@ -70,15 +70,28 @@ def save(size: str, folder: str) -> None:
         size (`str`): A key of `SHAPES`.
         folder (`str`): Where to.
     """
-    import torch
     from transformers import LlamaForCausalLM
 
     tokenizer().save_pretrained(folder)
+    save_model(LlamaForCausalLM, config(size), size, folder)
+
+
+def save_model(model_class: Any, config: Any, size: str, folder: str) -> None:
+    """Draws weights on the GPU, if there is one, which takes seconds there and minutes on the host, and writes them.
+
+    Args:
+        model_class (`type`): The model's class in transformers.
+        config (`PreTrainedConfig`): Its config.
+        size (`str`): Its name; `"tiny"` is in float32 without a GPU.
+        folder (`str`): Where to.
+    """
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32 if (device, size) == ("cpu", "tiny") else torch.bfloat16)
     with torch.device(device):
-        model = LlamaForCausalLM(config(size))
+        model = model_class(config)
     model.save_pretrained(folder)
 
 

@@ -112,7 +112,8 @@ def _description(model: Any, comparison: Comparison) -> dict[str, Any]:
         "warmup": comparison.warmup,
         "steps": comparison.steps,
         "world_size": world_size(),
-        "flops_per_token": TokenFlops.from_model(model).model,
+        # The patches of a vision tower are no tokens.
+        "flops_per_token": None if comparison.has_images else TokenFlops.from_model(model).model,
         "compiled": os.environ.get("UNSLOTH_COMPILE_DISABLE", "0") != "1",
         "device": torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} CPU cores",
         "cuda": torch.version.cuda if on_gpu else None,
@@ -135,7 +136,7 @@ def _mfu(found: dict[str, Any], described: dict[str, Any]) -> dict[str, float | 
     Chowdhery et al. 2022, "PaLM", https://arxiv.org/abs/2204.02311, appendix B, without the products of attention.
     """
     peak = peak_flops(described["device"], bf16=precision() == torch.bfloat16)
-    if peak is None:
+    if peak is None or described["flops_per_token"] is None:
         return {"mfu": None}
     flops = found["tokens_per_s"] * described["flops_per_token"]
     return {"mfu": round(flops / described["world_size"] / peak, 4)}

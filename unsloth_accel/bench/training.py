@@ -12,12 +12,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..imports import load_unsloth
 from ..patching import Undo
 from ..plugin import UnslothAcceleratorPlugin
 from ..ranks.environment import world_size
 from ..step_plan import StepPlanRecord
 from .comparison import Comparison
 from .contenders import Contender
+from .conversations import conversations
 from .environment import environment
 from .models import precision
 from .workload import Workload
@@ -25,6 +27,12 @@ from .workload import Workload
 
 # Of transformers' `BatchRebalanceSampler`, which takes no other.
 _REBALANCE_SEED = 42
+# As in Unsloth's vision notebooks: rows stay conversations until they are collated.
+_COLLATED_LATER = {
+    "remove_unused_columns": False,
+    "dataset_text_field": "",
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+}
 
 
 class Clock(TrainerCallback):
@@ -93,7 +101,7 @@ def train(contender: Contender, model: Any, tokenizer: Any, work: Workload, comp
     Args:
         contender (`Contender`): How.
         model (`nn.Module`): The model with its adapters.
-        tokenizer (`PreTrainedTokenizer`): Of the model.
+        tokenizer (`PreTrainedTokenizer` or `ProcessorMixin`): Of the model.
         work (`Workload`): The rows.
         comparison (`Comparison`): The number of steps.
 
@@ -127,6 +135,8 @@ def _trainer(
         "args": _arguments(contender, work, comparison, folder),
         "train_dataset": _rows(contender, work, comparison),
     }
+    if work.has_images:
+        common["data_collator"] = load_unsloth().UnslothVisionDataCollator(model, tokenizer)
     if contender.plugin is not None:
         from ..trainers import UnslothAcceleratedSFTTrainer
 
@@ -164,11 +174,14 @@ def _arguments(contender: Contender, work: Workload, comparison: Comparison, fol
         "bf16": precision() == torch.bfloat16,
         "fp16": precision() == torch.float16,
     }
-    return SFTConfig(**{**arguments, **contender.arguments})
+    with_images = _COLLATED_LATER if work.has_images else {}
+    return SFTConfig(**{**arguments, **with_images, **contender.arguments})
 
 
-def _rows(contender: Contender, work: Workload, comparison: Comparison) -> Dataset:
+def _rows(contender: Contender, work: Workload, comparison: Comparison) -> Dataset | list[dict[str, Any]]:
     texts = work.texts(comparison.warmup + comparison.steps, world_size(), comparison.sequence)
+    if work.has_images:
+        return conversations(texts, work.image_sides(len(texts)))
     if contender.arguments.get("train_sampling_strategy") == "batch_rebalance":
         # It shuffles, always in the same way: what lies where it looks is what the others train in that step.
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(_REBALANCE_SEED))

@@ -10,9 +10,11 @@ from .random_llama import WORDS
 
 
 Lengths = Literal["fixed", "lognormal", "pareto"]
-Batching = Literal["padding-free", "packed", "padded"]
+Batching = Literal["padding-free", "packed", "padded", "images"]
 
 SHORTEST = 8
+# Pixels: 64, 144 and 324 tokens of Qwen2.5-VL. What is longer than 512, Unsloth's collator makes that long.
+IMAGE_SIDES = 224, 336, 504
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Workload:
         rows (`int`): Rows of a rank's micro-batch.
         accumulation (`int`): Micro-batches of a rank and step.
         lengths (`str`): `"fixed"` (as long as the sequence), `"lognormal"` (median 330 tokens) or `"pareto"`.
-        batching (`str`): `"padding-free"`, `"packed"` or `"padded"`.
+        batching (`str`): `"padding-free"`, `"packed"`, `"padded"` or `"images"` (padded; half of the rows, drawn, have
+            an image besides their text).
     """
 
     rows: int
@@ -58,6 +61,11 @@ class Workload:
     def __str__(self) -> str:
         return f"{self.rows}x{self.accumulation}:{self.lengths}:{self.batching}"
 
+    @property
+    def has_images(self) -> bool:
+        """Whether rows are conversations, some of them with an image."""
+        return self.batching == "images"
+
     def texts(self, steps: int, world_size: int, sequence: int) -> list[str]:
         """The documents, in the order in which they are trained; the same in every process.
 
@@ -79,6 +87,20 @@ class Workload:
             tokens -= min(length, sequence)
             documents.append(" ".join(draw.choices(WORDS, k=length)))
         return documents
+
+    @staticmethod
+    def image_sides(rows: int) -> list[int | None]:
+        """How high and wide the image of each row is, in pixels; None for the half that is text only.
+
+        Drawn, and not in turns, so that in a micro-batch one rank has more images than another, or all of them. The
+        same in every process.
+
+        Args:
+            rows (`int`): Rows of a run.
+        """
+        draw = random.Random(2)
+        with_image = set(draw.sample(range(rows), rows // 2))
+        return [draw.choice(IMAGE_SIDES) if row in with_image else None for row in range(rows)]
 
     def _length(self, draw: random.Random, sequence: int) -> int:
         """In words, most of which are one token."""
