@@ -25,7 +25,8 @@ def evaluated(ranks: int, cases: Sequence[str], folder: Path, model: Path) -> di
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[int, dict[str, Run]]:
-    cases = {1: [*CASES, RAISED], 2: [*CASES, *OUT_OF_MEMORY, *PREDICTED, *(f"{case},limit=150" for case in PREDICTED)]}
+    cut = [f"{case},limit=150" for case in PREDICTED]
+    cases = {1: [*CASES, RAISED], 2: [*CASES, *OUT_OF_MEMORY, *PREDICTED, *cut]}
     return {ranks: evaluated(ranks, cases[ranks], tmp_path_factory.mktemp("runs"), tiny_model) for ranks in cases}
 
 
