@@ -1,4 +1,4 @@
-"""Draws docs/images/comparison.png, real tokens per second by contender, from the result files of compare.py."""
+"""Draws docs/images/comparison.png, the speed of each contender over the reference's, from the files of compare.py."""
 
 from itertools import groupby
 from pathlib import Path
@@ -7,26 +7,54 @@ from statistics import median
 import matplotlib.pyplot as plt
 from tables import compared
 
-from unsloth_accel.bench.table import title
+from unsloth_accel.bench.table import REFERENCE, ratios, title
 
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "comparison.png"
 
 
+def speeds(results: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """By workload and contender: how many times as fast as the reference, round by round."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for _, group in groupby(sorted(results, key=title), key=title):
+        runs = list(group)
+        label = _label(runs[0])
+        reference = [run for run in runs if run["contender"] == REFERENCE]
+        for name in dict.fromkeys(run["contender"] for run in runs):
+            own = [run for run in runs if run["contender"] == name]
+            found.setdefault(label, {})[name] = [1 / ratio for ratio in ratios(own, reference)]
+    return found
+
+
+def _label(run: dict) -> str:
+    """A title that fits beside the plot: without what is the same in most workloads."""
+    held = f" of {run['card_gib']:g} GiB" if run["card_gib"] else ""
+    what = f"{run['model']} {run['finetuning']} {run['work'].removesuffix(':padding-free')}, up to {run['sequence']}"
+    return f"{what}, {run['world_size']} GPU{held}{', compiled' if run['compiled'] else ''}"
+
+
 def draw(results: list[dict], image: Path) -> None:
-    """A group of bars for each workload: the median over the rounds, and from the slowest to the fastest one."""
-    works = [list(runs) for _, runs in groupby(sorted(results, key=title), key=title)]
-    figure, axes = plt.subplots(len(works), squeeze=False, figsize=(8, 1 + 2.2 * len(works)), layout="constrained")
-    for axis, runs in zip(axes[:, 0], works, strict=True):
-        names = list(dict.fromkeys(run["contender"] for run in runs))
-        rates = [[run["tokens_per_s"] for run in runs if run["contender"] == name] for name in names]
-        middle = [median(rounds) for rounds in rates]
-        below = [value - min(rounds) for value, rounds in zip(middle, rates, strict=True)]
-        above = [max(rounds) - value for value, rounds in zip(middle, rates, strict=True)]
-        axis.barh(names, middle, xerr=[below, above], color="tab:blue", ecolor="black", capsize=2)
-        axis.invert_yaxis()
-        axis.set_title(title(runs[0]), fontsize="small", loc="left")
-        axis.set_xlabel("real tokens/s of all GPUs")
+    """A line for each workload, a mark for each contender: the median over the rounds, and from the slowest to the
+    fastest one."""
+    works = speeds(results)
+    names = list(dict.fromkeys(name for contenders in works.values() for name in contenders if name != REFERENCE))
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.3 * len(works)), layout="constrained")
+    for name in names:
+        lines = [line for line, contenders in enumerate(works.values()) if name in contenders]
+        rounds = [list(works.values())[line][name] for line in lines]
+        middle = [median(ratios) for ratios in rounds]
+        spread = [[value - min(r) for value, r in zip(middle, rounds, strict=True)]]
+        spread += [[max(r) - value for value, r in zip(middle, rounds, strict=True)]]
+        axis.errorbar(middle, lines, xerr=spread, fmt="o", capsize=2, label=name)
+    axis.axvline(1, color="black", linestyle="--", linewidth=1, label=REFERENCE)
+    axis.set_yticks(range(len(works)), list(works), fontsize="small")
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    axis.minorticks_off()
+    axis.set_xlabel(f"times as fast as {REFERENCE}")
+    axis.legend(loc="lower right", fontsize="small")
+    axis.grid(axis="x", alpha=0.3)
     image.parent.mkdir(exist_ok=True)
     figure.savefig(image, dpi=120)
 

@@ -16,10 +16,6 @@ def _read(name: str) -> list[dict]:
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
-def _read_all(pattern: str) -> list[dict]:
-    return [json.loads(line) for file in sorted(RESULTS.glob(pattern)) for line in file.read_text().splitlines()]
-
-
 def _table(head: str, rows: list[list[str]]) -> str:
     return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -164,7 +160,12 @@ def planning() -> str:
 
 def compared() -> list[dict]:
     """What `compare.py` measured: the runs of all files `compare_*.jsonl`."""
-    return _read_all("compare_*.jsonl")
+    return [run for name in _compared_on() for run in _read(name)]
+
+
+def _compared_on() -> list[str]:
+    """The files, each with the runs of machines that have as many GPUs."""
+    return sorted(file.stem for file in RESULTS.glob("compare_*.jsonl"))
 
 
 def comparison() -> str:
@@ -173,30 +174,55 @@ def comparison() -> str:
 
 
 def scaling() -> str:
-    """Real tokens per second and GPU: on one, on several, and the share that is left."""
-    rates: dict[tuple[str, ...], dict[int, float]] = {}
-    keys = ("model", "finetuning", "work", "compiled", "device", "contender")
-    for group, runs in groupby(sorted(compared(), key=_key(*keys, "world_size")), key=_key(*keys, "world_size")):
-        *what, ranks = group
-        rates.setdefault(tuple(what), {})[int(ranks)] = median(run["tokens_per_s"] for run in runs) / int(ranks)
+    """Real tokens per second and GPU: on one, on several of the same machine, and the share that is left."""
     rows = []
-    for (model, finetuning, work, compiled, _, contender), by_ranks in rates.items():
-        for ranks in sorted(set(by_ranks) - {1} if 1 in by_ranks else ()):
-            share = f"{100 * by_ranks[ranks] / by_ranks[1]:.1f} %"
-            what = f"{model} {finetuning}, {work}{'' if compiled == 'True' else ', not compiled'}"
-            rows.append([what, contender, f"{by_ranks[1]:,.0f}", f"{ranks}", f"{by_ranks[ranks]:,.0f}", share])
+    for runs in map(_read, _compared_on()):
+        works = _key("model", "finetuning", "sequence", "work", "compiled", "contender")
+        for _, same in groupby(sorted(runs, key=works), key=works):
+            rows += _shares_of_one_gpu(list(same))
     head = "| model, work | contender | tokens/s on one GPU | GPUs | tokens/s of each | of one GPU's |"
     return _table(head, rows) if rows else NOT_RUN
 
 
+def _shares_of_one_gpu(runs: list[dict]) -> list[list[str]]:
+    rates = {
+        ranks: median(run["tokens_per_s"] for run in runs if run["world_size"] == ranks) / ranks
+        for ranks in sorted({run["world_size"] for run in runs})
+    }
+    one, first = rates.pop(1, None), runs[0]
+    what = f"{first['model']} {first['finetuning']}, {first['work']}{'' if first['compiled'] else ', not compiled'}"
+    return [
+        [what, first["contender"], f"{one:,.0f}", f"{ranks}", f"{rate:,.0f}", f"{100 * rate / one:.1f} %"]
+        for ranks, rate in rates.items()
+        if one is not None
+    ]
+
+
 def starts() -> str:
-    """Seconds from the launch to the end of the first step."""
+    """Seconds from the launch to the end of the first step, of the first run of each launch."""
+    launches: dict[tuple[str, ...], dict] = {}
+    for run in compared():
+        launches.setdefault(_key("call", "world_size", "ready_s")(run), run)
     rows = []
-    for run in _read_all("starts_*.jsonl"):
-        compiled = f"compiled, cache {run['cache']}" if run["compiled"] else "not compiled"
-        what = [run["model"], run["finetuning"], run["contender"], f"{run['world_size']}", compiled]
-        rows.append([*what, f"{run['ready_s'] + run['first_step_s']:.0f}"])
-    return _table("| model | | contender | GPUs | | seconds |", rows) if rows else NOT_RUN
+    for run in launches.values():
+        compiled = f"compiled, {run['cache']} cache" if run["compiled"] else "not compiled"
+        what = [f"{run['model']} {run['finetuning']}, {run['work']}", compiled, run["contender"], run["call"]]
+        rows.append([*what, f"{run['world_size']}", f"{run['ready_s'] + run['first_step_s']:.0f}"])
+    return _table("| model, work | | contender | call | GPUs | seconds |", rows)
+
+
+def step_profile() -> str:
+    """How the GPU's time of a step divides."""
+    rows = []
+    for run in _read("profile_step_1x_h100"):
+        kinds = ("products with weights", "products with adapters", "attention", "other")
+        spent = [f"{run['divided_ms'][kind]:.0f}" for kind in kinds]
+        at_peak = f"{run['ms_of_products_with_weights_at_peak']:.0f}"
+        rows.append(
+            [run["work"], f"{run['ms']:.0f}", f"{100 * run['mfu']:.1f} %", at_peak, *spent, f"{run['idle_ms']:.0f}"]
+        )
+    head = "| work | ms/step | MFU | products with weights, at the peak | products with weights | with adapters "
+    return _table(head + "| attention | other kernels | idle |", rows)
 
 
 def _key(*names: str):
@@ -248,5 +274,5 @@ def _difference(run: dict, reference: dict) -> float:
 
 if __name__ == "__main__":
     tables = (step_times, packed_attention, matrix, four_gpus, model_families, other_trainers, host_costs, imbalance)
-    tables += (planning, comparison, scaling, starts, faults, damaged_checkpoints)
+    tables += (planning, comparison, scaling, starts, step_profile, faults, damaged_checkpoints)
     print(*(table() for table in tables), sep="\n\n")

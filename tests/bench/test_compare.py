@@ -1,6 +1,7 @@
 """Real contenders train the same rows on CPU ranks."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,24 @@ import trl
 adapters = {name: p.double().sum().item() for name, p in model.named_parameters() if "lora" in name}
 print(json.dumps({"imported": [name for name in ("trl", "unsloth") if name in sys.modules], "adapters": adapters}))
 """
+
+# Unsloth's own arguments, which it has on a GPU, too.
+ARGUMENTS = """
+import json, sys
+if sys.argv[1] == "varlen":
+    import generated_trainers
+    generated_trainers.load("sft_trainer")
+from trl import SFTConfig
+from unsloth_accel.bench.comparison import Comparison
+from unsloth_accel.bench.contenders import CONTENDERS
+from unsloth_accel.bench.training import arguments
+from unsloth_accel.bench.workload import Workload
+work = Workload.parse("4x1:fixed")
+made = arguments(CONTENDERS[sys.argv[1]], work, Comparison(model="", works=(work,), contenders=()), "out")
+print(json.dumps([made.to_dict(), SFTConfig("out", use_cpu=True).to_dict()], default=str))
+"""
+OF_AN_UPDATE = ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "optim"]
+OF_AN_UPDATE += ["optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "seed"]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +108,26 @@ def test_trl_is_loaded_without_unsloth_and_begins_with_the_same_adapters(folder:
     assert found["trl"]["imported"] == ["trl"]
     assert found["unsloth"]["imported"] == ["trl", "unsloth"]
     assert found["trl"]["adapters"] == found["unsloth"]["adapters"]
+
+
+@pytest.mark.cpu
+def test_all_libraries_update_in_the_same_way(tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "workers")])
+    made, defaults = {}, {}
+    for name in ("varlen", "trl"):
+        done = subprocess.run(
+            [sys.executable, "-c", ARGUMENTS, name],
+            env={**os.environ, "PYTHONPATH": paths},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == 0, done.stderr
+        made[name], defaults[name] = json.loads(done.stdout.splitlines()[-1])
+    assert defaults["varlen"]["warmup_steps"] != defaults["trl"]["warmup_steps"], "what this guards against is gone"
+    for key in OF_AN_UPDATE:
+        assert made["varlen"][key] == made["trl"][key], key
 
 
 def test_what_cannot_train_here_is_said_before_anything_starts() -> None:

@@ -132,7 +132,7 @@ def _trainer(
     common = {
         "model": model,
         "processing_class": tokenizer,
-        "args": _arguments(contender, work, comparison, folder),
+        "args": arguments(contender, work, comparison, folder),
         "train_dataset": _rows(contender, work, comparison),
     }
     if work.has_images:
@@ -148,11 +148,22 @@ def _trainer(
     return SFTTrainer(**common)
 
 
-def _arguments(contender: Contender, work: Workload, comparison: Comparison, folder: str) -> Any:
+def arguments(contender: Contender, work: Workload, comparison: Comparison, folder: str) -> Any:
+    """Those of the trainer; all contenders update in the same way.
+
+    Args:
+        contender (`Contender`): Who trains.
+        work (`Workload`): The rows.
+        comparison (`Comparison`): The number of steps.
+        folder (`str`): Where the trainer may write.
+
+    Returns:
+        `trl.SFTConfig`: Of the library that is imported.
+    """
     from trl import SFTConfig
 
     steps = comparison.warmup + comparison.steps
-    arguments = {
+    common = {
         "output_dir": folder,
         "per_device_train_batch_size": work.rows,
         "gradient_accumulation_steps": work.accumulation,
@@ -162,7 +173,11 @@ def _arguments(contender: Contender, work: Workload, comparison: Comparison, fol
         # Asked for, because Unsloth would choose by itself, and not the same on one rank and on several. Without
         # flash-attn TRL has no way to keep documents side by side apart.
         "padding_free": work.batching == "padding-free" and contender.library == "unsloth",
+        # All of an update, because Unsloth's config warms up and decays where that of TRL does not.
         "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
         "optim": "adamw_torch",
         "seed": 1,
         "train_sampling_strategy": "sequential",  # so that all train the same rows in each step
@@ -175,7 +190,7 @@ def _arguments(contender: Contender, work: Workload, comparison: Comparison, fol
         "fp16": precision() == torch.float16,
     }
     with_images = _COLLATED_LATER if work.has_images else {}
-    return SFTConfig(**{**arguments, **with_images, **contender.arguments})
+    return SFTConfig(**{**common, **with_images, **contender.arguments})
 
 
 def _rows(contender: Contender, work: Workload, comparison: Comparison) -> Dataset | list[dict[str, Any]]:
