@@ -1,23 +1,27 @@
 """What the metrics of docs/metrics.md cost.
 
     python benchmarks/metrics_cost.py
+    ACCELERATE_USE_CPU=true accelerate launch --config_file accelerate_configs/cpu_gloo.yaml benchmarks/metrics_cost.py
     UNSLOTH_ACCEL_PLAN=keep accelerate launch --multi_gpu --num_processes 2 benchmarks/metrics_cost.py --model PATH
 
-The first, on the CPU: the host's time for a step on rank 0, the slowest, which also writes the file; a JSON line for
-each number of ranks. The second, on GPUs: steps with and without them, as benchmarks/gradient_sync.py measures, with
-its options; a JSON line a round.
+The first: the host's time for a step on rank 0, the slowest, which also writes the file; a JSON line for each number
+of ranks. The second: a run of a model so small that a step is the host's alone, which has its metrics in every other
+block of 10 steps. The third, on GPUs: runs with and without them, as benchmarks/gradient_sync.py measures, with its
+options.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 from unittest import mock
 
 
-STEPS = 2000
+STEPS, BLOCK = 2000, 10
 
 
 def host_microseconds(ranks: int) -> dict[str, float]:
@@ -57,6 +61,53 @@ def host_microseconds(ranks: int) -> dict[str, float]:
     return {"ranks": ranks, "microseconds": round(statistics.median(spent), 1), "torch": torch.__version__}
 
 
+def compare_on_cpu() -> None:
+    """Within one run, because two runs of a step of 20 ms differ by more than the metrics take."""
+    import torch
+    import torch.distributed as dist
+    from accelerate import PartialState
+    from recovery_cost import make
+    from transformers import Trainer, TrainerCallback
+
+    from unsloth_accel import accelerated
+
+    PartialState(cpu=True)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+
+    class EveryOtherBlock(TrainerCallback):
+        measures = True
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            metrics = trainer._step_metrics
+            for name, nothing in (("begin_step", None), ("report", {}), ("decide", None)):
+                setattr(metrics, name, self.if_on(getattr(metrics, name), nothing))
+
+        def if_on(self, method, nothing):
+            return lambda *args: method(*args) if self.measures else nothing
+
+        def on_step_end(self, args, state, control, **kwargs):
+            now, place = time.perf_counter(), state.global_step % BLOCK
+            # What a step has reported is read in the next one, so a block's first steps are half of the other kind.
+            if place >= 2 and state.global_step > BLOCK:
+                seconds[self.measures].append(now - self.began)
+            if place == 0:
+                self.measures = not self.measures
+            self.began = now
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make(accelerated(Trainer), Path(folder), 64, 8, STEPS, EveryOtherBlock())
+        trainer.train()
+    if dist.get_rank() == 0:
+        without, with_metrics = (statistics.median(seconds[on]) for on in (False, True))
+        figures = {"without_ms": round(1000 * without, 3), "with_ms": round(1000 * with_metrics, 3)}
+        spread = statistics.quantiles(seconds[False], n=4)
+        # Of a median of normally distributed times.
+        error = 1.2533 * (spread[2] - spread[0]) / 1.349 / len(seconds[False]) ** 0.5
+        steps = len(seconds[True]) + len(seconds[False])
+        figures |= {"standard_error_ms": round(1000 * 2**0.5 * error, 3), "steps": steps}
+        print(json.dumps({"ranks": dist.get_world_size(), **figures, "torch": torch.__version__}), flush=True)
+
+
 def compare_on_gpus(arguments: list[str]) -> None:
     sys.path.insert(0, __file__.rpartition("/")[0])
     import gradient_sync  # it imports Unsloth first
@@ -88,6 +139,9 @@ def main() -> None:
     options, _ = parser.parse_known_args()
     if options.model:
         compare_on_gpus(sys.argv[1:])
+        return
+    if "WORLD_SIZE" in os.environ:
+        compare_on_cpu()
         return
     for ranks in (2, 8, 64, 1024):
         print(json.dumps(host_microseconds(ranks)), flush=True)

@@ -82,7 +82,7 @@ def check_links(survey: Survey) -> Iterator[Finding]:
         return
     links = read_topology(_nvidia_smi("topo", "-m"))
     pairs_of = Counter(links.values())
-    message = ", ".join(f"{link} between {count} pairs" for link, count in sorted(pairs_of.items())) or "links unknown"
+    message = ", ".join(f"{count} x {link}" for link, count in sorted(pairs_of.items())) or "links unknown"
     if apart:
         pairs = ", ".join(f"{a}-{b}" for a, b in apart)
         yield Finding(
