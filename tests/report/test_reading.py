@@ -145,7 +145,8 @@ def test_what_was_not_measured_is_not_a_number(tmp_path: Path) -> None:
 def test_events_are_told_in_words(tmp_path: Path) -> None:
     happened: list[Line] = [
         {"event": "plan", "time": BEGAN + 4, "step": 3, "plan": plan_found("fast")},
-        {"event": "split", "time": BEGAN + 5, "step": 3, "ranks": [1], "pieces": 4},
+        {"event": "split", "time": BEGAN + 5, "step": 3, "ranks": [1], "pieces": 4, "layers_kept": 2},
+        {"event": "split", "time": BEGAN + 5, "step": 4, "ranks": [0], "pieces": None, "layers_kept": 0},
         {"event": "stop", "time": BEGAN + 6, "step": 3, "reason": "SIGTERM on rank 1"},
         {"event": "note", "time": BEGAN + 6, "step": 3, "text": "new data"},
         {"event": "of a later version", "time": BEGAN + 7, "step": 3},
@@ -156,6 +157,7 @@ def test_events_are_told_in_words(tmp_path: Path) -> None:
         ("start", 0, "2 × Example GPU, 16 rows in a step"),
         ("plan", 3, "1 piece, 28 layers kept, rows balanced: fast"),
         ("split", 3, "out of memory on rank 1: 4 pieces a step from here on"),
+        ("split", 4, "out of memory on rank 0: every layer is recomputed from here on"),
         ("stop", 3, "SIGTERM on rank 1"),
         ("note", 3, "new data"),
         ("end", 3, ""),

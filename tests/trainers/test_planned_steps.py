@@ -47,6 +47,9 @@ OUT_OF_MEMORY = {
 }
 # Two rows are too many where one has more than 80 tokens.
 PADDED_OUT_OF_MEMORY = "padding_free=no,layers=0,oom=backward,limit=160"
+# What cannot be cut is computed again without kept layers, also where one is kept to measure it.
+NOT_CUT = "padding_free=no,positions=yes,oom=backward,limit=160,kept_layers_only=yes"
+UNCUT = [f"{NOT_CUT},layers=all", f"{NOT_CUT},plan=auto,fits=2000"]
 KEEP_COMPLETION, COMPLETION = "plan=keep,completion=yes", "pieces=1,completion=yes"
 PACKED = ["packing=yes,pieces=1", "packing=yes,pieces=1,layers=all"]
 # The package, and whatever else this Python was told to find.
@@ -85,6 +88,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dic
         TUNED,
         *OUT_OF_MEMORY,
         PADDED_OUT_OF_MEMORY,
+        *UNCUT,
         RAISED,
         TOO_LARGE,
     ]
@@ -160,6 +164,21 @@ def test_padded_rows_that_do_not_fit_together_are_computed_apart(
 
 
 @pytest.mark.gloo
+@pytest.mark.parametrize("case", UNCUT)
+def test_batches_that_cannot_be_cut_are_computed_again_with_every_layer_recomputed(
+    case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]
+) -> None:
+    run = two_ranks[case]
+    assert_follows(run, one_rank[KEEP])
+    assert_same_weights(run, one_rank[KEEP])
+    assert run["between_ranks"] == 0.0
+    assert run["forwards"] == [4] * 3, "no more on this rank, which had the memory"
+    assert run["kept"] == 0, "from the next step on no rank keeps any"
+    assert (run["plan"]["plan"]["pieces"], run["plan"]["plan"]["layers_kept"]) == (None, 0)
+    assert run["plan"]["reason"] == "rank 1 ran out of memory"
+
+
+@pytest.mark.gloo
 @pytest.mark.parametrize("case", SEARCHED)
 def test_a_plan_is_made_from_what_is_measured(case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
     run = two_ranks[case]
@@ -215,6 +234,7 @@ def test_one_rank_can_be_planned_too(one_rank: dict[str, Run]) -> None:
     assert_follows(run, one_rank[KEEP])
     assert_same_weights(run, one_rank[KEEP])
     assert (run["forwards"], run["kept"]) == ([1, 1, 1], 1)
+    assert run["direct"] > 0, "a call outside of a run is not held back"
 
 
 @pytest.mark.gloo

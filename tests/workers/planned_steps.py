@@ -65,15 +65,17 @@ class RunsOutOfMemory:
     """What a card too small for more than `limit` tokens does.
 
     In the last layer's forward, in the backward of the first layer, or in the loss, where the fused losses of TRL and
-    Unsloth take the head's weight without calling the head.
+    Unsloth take the head's weight without calling the head. Where it is the layers that are kept which do not fit, any
+    number of tokens fits without them.
     """
 
-    def __init__(self, model, phase, limit):
+    def __init__(self, model, phase, limit, kept_layers_only):
         self.limit, self.tokens = limit, 0
+        self.layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self.kept_layers_only = kept_layers_only
         model.register_forward_pre_hook(self.see, with_kwargs=True)
         if phase == "forward":
-            layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-            layers[-1].register_forward_pre_hook(self.refuse)
+            self.layers[-1].register_forward_pre_hook(self.refuse)
         elif phase == "loss":
             head = model.get_output_embeddings()
             taken = property(lambda head: self.refuse() or head._parameters["weight"])
@@ -90,8 +92,21 @@ class RunsOutOfMemory:
         self.tokens = 0
 
     def refuse(self, *_):
-        if self.tokens > self.limit:
+        fits = self.kept_layers_only and all(layer.gradient_checkpointing for layer in self.layers)
+        if self.tokens > self.limit and not fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+class WithPositions:
+    """Gives padded batches a tensor more, as those of a vision model have: nothing that this package can cut."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, rows):
+        batch = self.collator(rows)
+        batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand(batch["input_ids"].shape).clone()
+        return batch
 
 
 class Measured:
@@ -135,7 +150,7 @@ def train(path, folder, case):
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
     forwards = Forwards(model)
     if "oom" in case and RANK == WORLD_SIZE - 1:
-        RunsOutOfMemory(model, case["oom"], int(case["limit"]))
+        RunsOutOfMemory(model, case["oom"], int(case["limit"]), "kept_layers_only" in case)
     arguments = {**COMPARABLE, **SGD, "bf16": False, "max_steps": int(case.get("steps", STEPS))}
     # Where these are counted the ranks gather, and one that fails leaves instead of telling the others why.
     arguments |= {"include_num_input_tokens_seen": "no" if "oom" in case else "all"}
@@ -151,21 +166,27 @@ def train(path, folder, case):
         callbacks=[forwards],
         plugin=UnslothAcceleratorPlugin(plan=plan_of(case), on_oom=case.get("on_oom")),
     )
+    if "positions" in case:
+        trainer.data_collator = WithPositions(trainer.data_collator)
     with measured(case):
         trainer.train()
+    steps, direct = list(forwards.steps), 0.0
+    if WORLD_SIZE == 1:  # on several the gradients of a step of nobody's would not be averaged
+        direct = float(trainer.training_step(trainer.model_wrapped, next(iter(trainer.get_train_dataloader()))))
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     weights = torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
     return {
         "logs": steps_logged(trainer),
         "weights": weights.tolist(),
         "between_ranks": between_ranks(weights) if WORLD_SIZE > 1 else 0.0,
-        "forwards": forwards.steps,
+        "forwards": steps,
         "substeps": forwards.substeps,
         "kept": forwards.kept,
         "checkpointed afterwards": sum(layer.gradient_checkpointing for layer in layers),
         "plan": json.loads(trainer.step_plan.to_json()),
         "tokens": [[one.values["tokens"] for one in step] for step in trainer.step_reports],
         "tokens seen": trainer.state.num_input_tokens_seen,
+        "direct": direct,
         "reductions": 0 if trainer._run is None else trainer._run.reductions_begun,
     }
 

@@ -53,4 +53,5 @@ def describe_split(line: Mapping[str, Any]) -> str:
     """Which ranks ran out of memory, and what all do from there on."""
     ranks = ", ".join(map(str, line["ranks"]))
     noun = "rank" if len(line["ranks"]) == 1 else "ranks"
-    return f"out of memory on {noun} {ranks}: {counted(line['pieces'], 'piece')} a step from here on"
+    what = f"{counted(line['pieces'], 'piece')} a step" if line["pieces"] else "every layer is recomputed"
+    return f"out of memory on {noun} {ranks}: {what} from here on"

@@ -8,12 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from ..ddp.reports import Action, RankReport, Stopwatch
-from ..patching import Undo
-from ..plan.layers import checkpointed_layers, keep_layers
+from ..plan.layers import checkpointed_layers
 from ..plan.probe import MemoryProbe, ProbeFigures, can_measure
 from ..plan.tuning import PlanTuner
 from ..ranks.logging import log_once
-from .planned_steps import PlannedSteps
+from .planned_steps import PlannedSteps, ran_out_of_memory
 from .tokens import count_computed_tokens
 
 
@@ -39,7 +38,6 @@ class PlanSearch:
         self._is_timed = False
         self._batches: list[int] = []
         self._probe: MemoryProbe | None = None
-        self._undo_layer: Undo = lambda: None
         planned.on_compute, planned.on_computed = self._clock.start, self._clock.stop
 
     def start(self, steps: int) -> None:
@@ -87,7 +85,7 @@ class PlanSearch:
         model, device = self._trainer.model, self._trainer.args.device
         layers = checkpointed_layers(model)
         gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        _, self._undo_layer = keep_layers(model, 1)
+        self._planned.keep_layers(1)
         self._probe = MemoryProbe(device, self._margin, gradients, layers[-1] if layers else None)
 
     def report(self) -> Mapping[str, float | Tensor]:
@@ -95,7 +93,7 @@ class PlanSearch:
         figures = ProbeFigures(step_tokens=sum(self._batches))
         if self._probe is not None:
             figures = self._probe.finish(self._batches)
-            self._undo_layer()
+            self._planned.keep_layers()
             self._probe = None
         return {"plan_ms": self._milliseconds, **{f"plan_{name}": value for name, value in asdict(figures).items()}}
 
@@ -104,8 +102,8 @@ class PlanSearch:
         return None if self._tuner is None else partial(self._settle, self._tuner, ranks)
 
     def _settle(self, tuner: PlanTuner, ranks: Sequence[RankReport]) -> None:
-        if any(one.values["pieces_cut"] for one in ranks):
-            self._tuner = None  # `PlannedSteps` has made the pieces smaller
+        if any(map(ran_out_of_memory, ranks)):
+            self._tuner = None  # `PlannedSteps` computes the next step with less
             return
         figures = [ProbeFigures(**{name: one.values[f"plan_{name}"] for name in _FIGURES}) for one in ranks]
         tuner.settle(figures, [one.values["plan_ms"] for one in ranks], self._planned.puts_together)

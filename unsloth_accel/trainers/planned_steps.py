@@ -50,7 +50,8 @@ class PlannedSteps:
         self._kept = 0
         self.cuts, self.drops_layers = 0, False
         self._waiting = 0
-        self._pieces: list[dict[str, Tensor]] = []
+        self._pieces: list[Any] = []
+        self._is_sum = False
         self._has_said_why = False
 
     @property
@@ -80,12 +81,12 @@ class PlannedSteps:
         if changes_layers:
             self.keep_layers()
 
-    def keep_layers(self) -> None:
-        """Lets the planned number of layers keep their activations."""
+    def keep_layers(self, count: int | None = None) -> None:
+        """Lets the planned number of layers keep their activations, or `count` of them until it is called again."""
         self.recompute_layers()
-        model = self._trainer.model
+        model, plan = self._trainer.model, self.record.plan
         self.record = replace(self.record, layers=len(checkpointed_layers(model)))
-        self._kept, self._undo_layers = keep_layers(model, self.record.plan.layers_kept)
+        self._kept, self._undo_layers = keep_layers(model, plan.layers_kept if count is None else count)
 
     def recompute_layers(self) -> None:
         """Takes back what [`keep_layers`] did."""
@@ -99,22 +100,28 @@ class PlannedSteps:
     def begin_step(self, batches: Sequence[Any], num_items_in_batch: Any) -> None:
         """Makes the pieces of the step that begins.
 
-        Micro-batches are put together if they are documents side by side; to be computed apart, and again in halves
-        if they do not fit, it is enough that their loss is a sum.
+        Micro-batches are put together if they are documents side by side; to be computed again in halves if they do
+        not fit, it is enough that their loss is a sum; with every layer recomputed any can be computed again.
         """
         plan = self.record.plan
-        self._pieces, self._waiting, self.cuts = [], len(batches), 0
-        self.puts_together = num_items_in_batch is not None and all(map(is_padding_free, batches))
-        if num_items_in_batch is None:
-            self._log_why("their loss is not divided by the tokens of the whole step")
-        elif self.puts_together and plan.pieces is not None:
+        self.cuts, self.drops_layers = 0, False
+        self._waiting, self._is_sum = len(batches), num_items_in_batch is not None
+        self.puts_together = self._is_sum and all(map(is_padding_free, batches))
+        if self.puts_together and plan.pieces is not None:
             tokens = sum(batch["input_ids"].shape[1] for batch in batches)
             pieces = max(plan.pieces, -(-tokens // plan.tokens) if plan.tokens else 1)
             self._pieces = _at_least(pieces, group(batches, pieces))
-        elif all(map(can_be_cut, batches)):
+        elif all(map(self._can_be_cut, batches)):
             self._pieces = _at_least(plan.pieces or 1, [dict(batch) for batch in batches])
-        if plan.pieces is not None and not self.puts_together:
+        else:
+            self._pieces = list(batches)
+        if not self._is_sum:
+            self._log_why("their loss is not divided by the tokens of the whole step")
+        elif plan.pieces is not None and not self.puts_together:
             self._log_why(f"they are not padding-free: {_describe(batches[0])}")
+
+    def _can_be_cut(self, batch: Any) -> bool:
+        return self._is_sum and can_be_cut(batch)
 
     def _log_why(self, reason: str) -> None:
         if not self._has_said_why:
@@ -138,20 +145,21 @@ class PlannedSteps:
         self._waiting -= 1
         if self._waiting:
             return torch.zeros((), device=self._trainer.args.device)
+        pieces, self._pieces = self._pieces, []  # a call outside of the trainer's steps finds none
         self.on_compute()
         if self._reduce is None:
-            loss = self._compute(step, model, num_items_in_batch)
+            loss = self._compute(pieces, step, model, num_items_in_batch)
             self.on_computed()
             return loss
         with self._trainer.accelerator.no_sync(model):
-            loss = self._compute_whatever_fits(step, model, num_items_in_batch)
+            loss = self._compute_whatever_fits(pieces, step, model, num_items_in_batch)
         self.on_computed()
         self._reduce()
         return loss
 
-    def _compute(self, step: TrainingStep, model: Any, num_items_in_batch: Any) -> Tensor:
+    def _compute(self, pieces: Sequence[Any], step: TrainingStep, model: Any, num_items_in_batch: Any) -> Tensor:
         """All pieces; the last one's backward ends with the reduction of DDP, so none can be computed again."""
-        *first, last = self._pieces
+        *first, last = pieces
         loss = torch.zeros((), device=self._trainer.args.device)
         try:
             for piece in first:
@@ -167,31 +175,33 @@ class PlannedSteps:
                 f"`gradient_sync='deferred'`. {error}"
             ) from error
 
-    def _compute_whatever_fits(self, step: TrainingStep, model: Any, num_items_in_batch: Any) -> Tensor:
+    def _compute_whatever_fits(
+        self, pieces: Sequence[Any], step: TrainingStep, model: Any, num_items_in_batch: Any
+    ) -> Tensor:
         """All pieces; one that does not fit into memory is cut in two and computed again, without the other ranks."""
         parameters = [p for p in self._trainer.model.parameters() if p.requires_grad]
         total = torch.zeros((), device=self._trainer.args.device)
 
-        def compute(piece: dict[str, Tensor]) -> Tensor:
+        def compute(piece: Any) -> Tensor:
             return step(model, piece, num_items_in_batch)
 
-        for _, loss in compute_parts(self._pieces, compute, self._cut if self._splits else None, parameters):
+        for _, loss in compute_parts(pieces, compute, self._cut if self._splits else None, parameters):
             total += loss
         return total
 
-    def _cut(self, piece: dict[str, Tensor], error: str) -> list[dict[str, Tensor]]:
-        halves = halve(piece)
-        if len(halves) == 1 and self._kept:
+    def _cut(self, piece: Any, error: str) -> list[Any]:
+        parts = halve(piece) if self._can_be_cut(piece) else [piece]
+        if len(parts) > 1:
+            self.cuts += 1
+        elif self._kept:
             self.recompute_layers()
             self.drops_layers = True
-        elif len(halves) == 1:
-            tokens = piece["input_ids"].shape[1]
+        else:
             raise torch.OutOfMemoryError(
-                f"One row of {tokens} tokens does not fit into memory by itself on rank {rank()}, with every layer "
+                f"{_too_large(piece)} does not fit into memory by itself on rank {rank()}, with every layer "
                 f"recomputed. Lower `max_length`, or load the model in 4 bit. {error}"
             )
-        self.cuts += 1
-        return halves
+        return parts
 
     # What the ranks tell each other of it
 
@@ -202,24 +212,28 @@ class PlannedSteps:
         return {"pieces_cut": self.cuts, "layers_dropped": self.drops_layers}
 
     def decide(self, ranks: Sequence[RankReport]) -> Action | None:
-        """If a rank had to cut, all make twice the pieces from the next step on."""
-        cut = [number for number, report in enumerate(ranks) if report.values["pieces_cut"]]
+        """What a rank had to do to compute its step, all do from the next one on."""
+        without = [number for number, report in enumerate(ranks) if ran_out_of_memory(report)]
+        cuts = any(report.values["pieces_cut"] for report in ranks)
         drops_layers = any(report.values["layers_dropped"] for report in ranks)
-        return partial(self._make_smaller_pieces, cut, drops_layers) if cut else None
+        return partial(self._need_less, without, cuts, drops_layers) if without else None
 
-    def _make_smaller_pieces(self, ranks: Sequence[int], drops_layers: bool) -> None:
+    def _need_less(self, ranks: Sequence[int], cuts: bool, drops_layers: bool) -> None:
         plan = self.record.plan
-        smaller = replace(
-            plan,
-            pieces=2 * (plan.pieces or self._trainer.args.gradient_accumulation_steps),
-            tokens=plan.tokens and max(1, plan.tokens // 2),
-            layers_kept=0 if drops_layers else plan.layers_kept,
-        )
-        self.drops_layers = False
+        if cuts:
+            pieces = 2 * (plan.pieces or self._trainer.args.gradient_accumulation_steps)
+            plan = replace(plan, pieces=pieces, tokens=plan.tokens and max(1, plan.tokens // 2))
+        if drops_layers:
+            plan = replace(plan, layers_kept=0)
         where = ", ".join(map(str, ranks))
-        self.follow(replace(self.record, plan=smaller, reason=f"rank {where} ran out of memory"))
+        self.follow(replace(self.record, plan=plan, reason=f"rank {where} ran out of memory"))
         log_once("step plan: %s", self.record)
-        self._trainer.record_event("split", ranks=list(ranks), pieces=smaller.pieces)
+        self._trainer.record_event("split", ranks=list(ranks), pieces=plan.pieces, layers_kept=plan.layers_kept)
+
+
+def ran_out_of_memory(report: RankReport) -> bool:
+    """Whether a rank could not compute its step as planned."""
+    return bool(report.values["pieces_cut"] or report.values["layers_dropped"])
 
 
 def balance_rows(trainer: Any, dataloader: Any, dataset: Any, accumulation: int) -> tuple[Any, str]:
@@ -257,3 +271,9 @@ def _describe(batch: Any) -> str:
     if not isinstance(batch, Mapping):
         return type(batch).__name__
     return ", ".join(f"{name} {list(getattr(value, 'shape', []))}" for name, value in batch.items())
+
+
+def _too_large(batch: Any) -> str:
+    """A batch that cannot be cut, in words."""
+    rows, tokens = batch["input_ids"].shape
+    return f"One row of {tokens} tokens" if rows == 1 else f"A micro-batch of {rows} x {tokens} tokens"
