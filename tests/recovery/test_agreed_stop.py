@@ -1,4 +1,4 @@
-"""What one rank is asked to do, by a signal or by a callback, all ranks do at the same step."""
+"""What one rank is asked to do, by a signal, a file or a callback, all ranks do at the same step."""
 
 import json
 from pathlib import Path
@@ -26,6 +26,7 @@ CASES = [
     "SIGTERM",
     "SIGUSR1",
     "SIGTERM_evaluating",
+    "stop_file",
     "left_by_signal",  # the last one: the processes end
 ]
 
@@ -116,9 +117,10 @@ def test_a_run_that_goes_on_is_the_undisturbed_one(case: str, runs: dict[str, Ru
 
 
 @pytest.mark.parametrize(
-    ("case", "step", "code"), [("SIGTERM", 2, 143), ("SIGUSR1", 3, 138), ("SIGTERM_evaluating", 2, 143)]
+    ("case", "step", "code"),
+    [("SIGTERM", 2, 143), ("SIGUSR1", 3, 138), ("SIGTERM_evaluating", 2, 143), ("stop_file", 3, 0)],
 )
-def test_a_signal_to_one_rank_saves_and_stops_all(
+def test_a_signal_to_one_rank_or_the_stop_file_saves_and_stops_all(
     case: str, step: int, code: int, out: Path, runs: dict[str, Run]
 ) -> None:
     run = run_of(runs, case)
@@ -132,7 +134,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(
     assert found.name == f"checkpoint-{step}"
 
 
-@pytest.mark.parametrize("case", ["SIGTERM", "SIGUSR1", "SIGTERM_evaluating"])
+@pytest.mark.parametrize("case", ["SIGTERM", "SIGUSR1", "SIGTERM_evaluating", "stop_file"])
 def test_the_resumed_run_is_the_undisturbed_one(case: str, runs: dict[str, Run]) -> None:
     assert run_of(runs, case)["steps"] == [4, 4]
     assert_same_weights(runs[case], runs["undisturbed"])
@@ -158,3 +160,17 @@ def test_a_second_signal_goes_to_the_handler_from_before(tmp_path: Path, tiny_mo
     said = launch(WORKER, tiny_model, tmp_path / "out", "signalled_twice", timeout=180, expect_failure=True).stderr
     assert "exitcode  : 2 " in said
     assert checkpoints(tmp_path / "out", "signalled_twice") == []
+
+
+def test_after_the_stop_file_the_launcher_restarts_nobody_and_the_file_is_gone(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    out, folder = tmp_path / "out", tmp_path / "out.left_by_stop_file"
+    folder.mkdir()
+    (folder / "stop").touch()  # of a run before, which stops nothing
+    said = launch(WORKER, tiny_model, out, "left_by_stop_file", options=["--max_restarts", "1"], timeout=180).stderr
+    assert f"{folder / 'stop'} was there before training began: it is removed" in said
+    assert "stop_file: all ranks save step 2 and leave with exit code 0" in said
+    assert left(out, "left_by_stop_file") == [["SystemExit", 0, 2]] * 2
+    assert checkpoints(out, "left_by_stop_file") == ["checkpoint-2"]
+    assert not (folder / "stop").exists()

@@ -12,6 +12,7 @@ import pytest
 
 from harness import ON_CPU, ROOT, launch, rank_results
 from trajectories import FLOAT32
+from unsloth_accel import GradientSyncError
 from unsloth_accel.recovery.checkpoints import complete_or_absent, rotate
 from unsloth_accel.recovery.manifest import MANIFEST_NAME, find_damage, write_manifest
 from unsloth_accel.recovery.newest import newest_complete
@@ -71,7 +72,7 @@ def test_no_bit_of_the_manifest_can_change_unseen(tmp_path: Path) -> None:
 
 def test_every_piece_of_a_large_file_is_checked(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "checkpoint-4", with_manifest=False)
-    pieces = 16 * 2**20
+    pieces = 32 * 2**20
     content = bytearray(2 * pieces + 5)
     (folder / WEIGHTS).write_bytes(content)
     write_manifest(folder, {})
@@ -114,11 +115,23 @@ def test_a_checkpoint_that_was_not_finished_is_skipped(tmp_path: Path, caplog: p
     ]
 
 
+def test_where_what_is_checked_while_it_is_written_fails_there_is_no_checkpoint(tmp_path: Path) -> None:
+    def differ() -> dict[str, Any]:
+        raise GradientSyncError("The ranks differ in trained weights")
+
+    with (
+        pytest.raises(GradientSyncError, match="differ"),
+        complete_or_absent(tmp_path / "checkpoint-4", differ) as beside,
+    ):
+        write_checkpoint(beside / "checkpoint-4", with_manifest=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_checkpoint_takes_the_place_of_the_one_that_was_there(tmp_path: Path) -> None:
     final = write_checkpoint(tmp_path / "checkpoint-4")
     (final / "of_the_old_one").touch()
     (tmp_path / "checkpoint-4.incomplete" / "left").mkdir(parents=True)
-    with complete_or_absent(final, {"global_step": 4}) as beside:
+    with complete_or_absent(final, lambda: {"global_step": 4}) as beside:
         write_checkpoint(beside / final.name, with_manifest=False)
         assert (final / "of_the_old_one").exists()
     assert find_damage(final) is None
@@ -136,7 +149,7 @@ def test_the_manifest_is_on_the_disk_before_the_checkpoint_has_its_name(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
-    with complete_or_absent(final, {}) as beside:
+    with complete_or_absent(final, dict) as beside:
         written = write_checkpoint(beside / final.name, with_manifest=False)
     assert synced == [(str(written / MANIFEST_NAME), False), (str(written), False), (str(tmp_path), True)]
 
@@ -145,7 +158,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_what_was_there(tmp_path: Pat
     final = write_checkpoint(tmp_path / "checkpoint-4")
 
     def write_half() -> None:
-        with complete_or_absent(final, {}) as beside:
+        with complete_or_absent(final, dict) as beside:
             (beside / final.name).mkdir()
             raise OSError("no space")
 

@@ -256,6 +256,11 @@ def test_saved_on_each_machine_training_goes_on_from_the_newest_that_all_have(ap
     assert "rank 2 finds none newer than checkpoint-2 on its machine" in apart.said
 
 
+def test_a_stop_file_on_one_machine_stops_all(apart: SimpleNamespace) -> None:
+    first, second = ["checkpoint-1", "metrics.jsonl"], ["checkpoint-1"]
+    assert [rank["stopped"] for rank in apart.ranks] == [[0, first]] * 2 + [[0, second]] * 2
+
+
 def test_saved_on_each_machine_into_one_folder_is_an_error(apart: SimpleNamespace) -> None:
     for rank in apart.ranks:
         kind, text = rank["shared"]

@@ -34,6 +34,18 @@ def test_a_signal_to_a_forked_process_wakes_nobody_here() -> None:
     signal.signal(signal.SIGUSR1, before)
 
 
+def test_closing_ends_the_sleep_also_while_a_forked_process_holds_the_same_pipe() -> None:
+    wakeup = Wakeup()
+    child = os.fork()  # as a data loader's worker, which lives on where training fails
+    if child == 0:
+        time.sleep(600)
+        os._exit(0)
+    wakeup.close()
+    assert wakeup.sleep(5) is None
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
 def test_what_runs_after_a_fork_is_registered_once() -> None:
     from unsloth_accel.recovery.wakeup import _register_at_fork
 

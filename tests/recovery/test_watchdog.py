@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
 from subprocess import PIPE
 
 import pytest
@@ -43,6 +43,23 @@ with Watchdog(Progress(lambda: 0), 60.0), StopSignals() as stop:
 os._exit(0)
 """
 
+# A rank has lost another one, and asks a store whose process does not run any more who that is.
+UNANSWERED = """
+import os, signal, subprocess, sys
+from unsloth_accel.ranks.store import connect
+from unsloth_accel.recovery.heartbeat import Progress
+from unsloth_accel.recovery.watchdog import Watchdog
+host = "import sys; from torch.distributed import TCPStore;" \
+    "store = TCPStore('127.0.0.1', int(sys.argv[1]), is_master=True, wait_for_workers=False); sys.stdin.read()"
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+process = subprocess.Popen([sys.executable, "-c", host, os.environ["MASTER_PORT"]], **pipes)
+connect()
+print(process.pid, flush=True)
+with Watchdog(Progress(lambda: 0), 10.0):
+    process.send_signal(signal.SIGSTOP)
+    raise RuntimeError("Connection closed by peer")
+"""
+
 
 @pytest.mark.parametrize(
     ("peer", "code", "says"),
@@ -68,6 +85,24 @@ def test_a_process_that_is_asked_to_stop_while_it_waits_in_vain_leaves(peer: str
     if peer == "lives":
         assert out == "received SIGTERM\n", "it is noted, and the wait goes on"
         assert "unsloth_accel" not in said
+
+
+def test_a_rank_that_names_the_one_it_has_lost_does_not_wait_for_a_store_that_does_not_answer() -> None:
+    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with subprocess.Popen(
+        [sys.executable, "-c", UNANSWERED], cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=PIPE
+    ) as process:
+        assert process.stdout is not None
+        host = int(process.stdout.readline())
+        try:
+            _, said = process.communicate(timeout=40)
+        finally:
+            os.kill(host, SIGKILL)
+            process.kill()
+    assert process.returncode == STALL_EXIT_CODE, said
+    assert "It has lost the store in which the ranks meet." in said
 
 
 def ended(case: str, out: Path) -> str:

@@ -1,7 +1,7 @@
 """One rank is asked to stop, save or evaluate: `agreed_stop.py MODEL OUT CASE [CASE ...]`, a JSON line a case.
 
 Real Unsloth, real signals. A case that is `resumed` goes on after its exit, from its checkpoint; after
-any other that a signal ends the process does end.
+any other that a signal or the stop file ends the process does end.
 """
 
 import json
@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from cases import between_ranks, of_all_ranks, report, steps_logged
 from start import RANK, WORLD_SIZE
+from stop_file import touch_stop_file
 from transformers import TrainerCallback
 
 from unsloth_accel.recovery.signals import SAME_SIGNAL_SECONDS
@@ -86,6 +87,14 @@ class Signals(Asks):
                 os.kill(os.getpid(), number)
 
 
+class TouchesStop(Asks):
+    """As a user who makes the file in the second step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1 and RANK == LAST:
+            touch_stop_file(args.output_dir)
+
+
 def trainer_of(case, path, callback, **arguments):
     trainer = make(path, callbacks=[callback], **arguments)
     trainer.args.output_dir = f"{OUT}.{case}"
@@ -111,9 +120,9 @@ def asked(make_callback, case, path, **arguments):
     return seen(trainer, callback)
 
 
-def resumed(numbers, case, path, **arguments):
-    """Stopped by a signal, then trained to the end in a second run."""
-    callback = Signals(*numbers)
+def resumed(make_callback, case, path, **arguments):
+    """Stopped from outside, then trained to the end in a second run."""
+    callback = make_callback()
     stopped = trainer_of(case, path, callback, **arguments)
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -142,14 +151,14 @@ class SignalsLauncher(Asks):
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def left_by_signal(make_callback, case, path):
+def left(make_callback, case, path):
     """Nothing catches the exit; what is in `finally` runs."""
     trainer = trainer_of(case, path, make_callback())
     try:
         trainer.train()
     finally:
-        left = type(sys.exc_info()[1]).__name__, getattr(sys.exc_info()[1], "code", None), trainer.state.global_step
-        Path(f"{OUT}.{case}-{RANK}").write_text(json.dumps(left))
+        how = type(sys.exc_info()[1]).__name__, getattr(sys.exc_info()[1], "code", None), trainer.state.global_step
+        Path(f"{OUT}.{case}-{RANK}").write_text(json.dumps(how))
         dist.barrier()  # the launcher ends the rank that is later
 
 
@@ -173,11 +182,13 @@ CASES = {
     "evaluates": partial(asked, partial(Asks, "should_evaluate")),
     "logs": partial(asked, partial(Asks, "should_log"), **RARELY_LOGS),
     "random": partial(asked, AsksAtRandom, **RARELY_LOGS, max_steps=40),
-    "SIGTERM": partial(resumed, [signal.SIGTERM]),
-    "SIGUSR1": partial(resumed, [signal.SIGUSR1], **RARELY_LOGS),
-    "SIGTERM_evaluating": partial(resumed, [signal.SIGTERM], **EVALUATES),
-    "left_by_signal": partial(left_by_signal, partial(Signals, signal.SIGTERM)),
-    "launcher_signalled": partial(left_by_signal, SignalsLauncher),
+    "SIGTERM": partial(resumed, partial(Signals, signal.SIGTERM)),
+    "SIGUSR1": partial(resumed, partial(Signals, signal.SIGUSR1), **RARELY_LOGS),
+    "SIGTERM_evaluating": partial(resumed, partial(Signals, signal.SIGTERM), **EVALUATES),
+    "stop_file": partial(resumed, TouchesStop, **RARELY_LOGS),
+    "left_by_stop_file": partial(left, TouchesStop),
+    "left_by_signal": partial(left, partial(Signals, signal.SIGTERM)),
+    "launcher_signalled": partial(left, SignalsLauncher),
     "signalled_twice": signalled_twice,
 }
 

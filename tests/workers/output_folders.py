@@ -9,6 +9,8 @@ from pathlib import Path
 
 from checkpoints import AUTO, OUT, flip, folders, make, train
 from start import RANK, failure, write_result
+from stop_file import touch_stop_file
+from transformers import TrainerCallback
 
 
 MACHINE = RANK // 2
@@ -17,6 +19,24 @@ MACHINE = RANK // 2
 def on_each(folder):
     """Four steps, of which every second one is saved on each machine."""
     return make(folder, plugin=AUTO, max_steps=4, save_on_each_node=True)
+
+
+class TouchesStop(TrainerCallback):
+    """On the second machine alone."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0 and RANK == 2:
+            touch_stop_file(args.output_dir)
+
+
+def stopped():
+    """How it left, and with which checkpoints."""
+    trainer = on_each("stopped")
+    trainer.add_callback(TouchesStop())
+    try:
+        trainer.train()
+    except SystemExit as left:
+        return [left.code, sorted(os.listdir("stopped"))]
 
 
 def main():
@@ -33,6 +53,7 @@ def main():
         flip(Path("each/checkpoint-4/optimizer.pt"))
     resumed.accelerator.wait_for_everyone()
     seen["damaged"] = train(resumed)
+    seen["stopped"] = stopped()
     os.chdir(sys.argv[2])
     shared = on_each("shared")
     seen["shared"] = failure(shared.train)

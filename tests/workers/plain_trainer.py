@@ -1,6 +1,7 @@
 """The mixin in front of transformers' Trainer, on two ranks: `plain_trainer.py OUT`. Without Unsloth it starts fast.
 
-First what TrainingArguments say about DDP, saving and resuming; at the end the collator of rank 1 fails.
+First what TrainingArguments say about DDP, saving and resuming; at the end the collator of rank 1 fails, in a process
+of its data loader that still lives then.
 """
 
 import os
@@ -130,7 +131,7 @@ def main():
         "saving": save(),
     }
     write_result(OUT, result)
-    train(fails=True)
+    train(fails=True, dataloader_num_workers=1)
 
 
 if __name__ == "__main__":

@@ -68,12 +68,12 @@ def pause(waited: float) -> None:
     """Sleeps until the store is to be asked again.
 
     A question takes 0.1 ms, and ranks that come together are to go on together: a save has four such waits. So not
-    longer than a tenth of the wait: what took 0.1 s is not waited for 0.3 s.
+    longer than a twentieth of the wait: what took 0.1 s is not waited for 0.3 s.
 
     Args:
         waited (`float`): Seconds so far.
     """
-    time.sleep(min(POLL_SECONDS, FIRST_POLL_SECONDS + waited / 10))
+    time.sleep(min(POLL_SECONDS, FIRST_POLL_SECONDS + waited / 20))
 
 
 def has_ended(other: int) -> bool:

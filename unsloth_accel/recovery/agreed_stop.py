@@ -1,4 +1,4 @@
-"""What one rank is asked to do at the end of a step, by a signal or a callback, all ranks do at the same step."""
+"""What one rank is asked to do at the end of a step, by a signal, a file or a callback, all do at the same step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..ddp.reports import Action, RankReport
 from ..ranks.logging import log_once
 from .signals import STOP_SIGNALS, StopSignals
+from .stop_file import StopFile
 from .wishes import WishBoard
 
 
@@ -17,7 +18,9 @@ from .wishes import WishBoard
 _DONE_AT_ONCE = ("should_log", "should_evaluate", "should_save")
 _STOPS = ("should_epoch_stop", "should_training_stop")
 _SWITCHES = (*_DONE_AT_ONCE, *_STOPS)
-_SIGNALS = {number.name: number for number in STOP_SIGNALS}
+# What asks from outside for a stop, and how all ranks then leave: as a shell names a signal. After the file with 0,
+# because a launcher takes anything else for a failure, and with `--max_restarts` would start what was to stop anew.
+_EXIT_CODES = {**{number.name: 128 + number for number in STOP_SIGNALS}, "stop_file": 0}
 
 
 class AgreedStop:
@@ -31,19 +34,20 @@ class AgreedStop:
       that step if it logs, saves or evaluates, else at the end of the one after, when every rank has heard of it.
     - At the end of the last step all ranks wait for each other, and what any of them wishes is done.
 
-    A stop signal is such a wish. It saves, stops, and leaves out evaluation, since who sends a signal does not wait
-    long. While entered, signals are noted; at the end all ranks leave with `SystemExit(128 + signal number)`.
+    A stop signal or the stop file is such a wish. It saves, stops, and leaves out evaluation, since who sends a signal
+    does not wait long. While entered, they are noted; at the end all ranks leave with `SystemExit(128 + signal
+    number)`, or `SystemExit(0)` after the file.
 
     Args:
         trainer (`transformers.Trainer`): Whose `control` it is.
         on_stop (`Callable[[str], None]`): Called on every rank when all agree to stop before the end, with the reason.
     """
 
-    columns: tuple[str, ...] = (*_SWITCHES, *_SIGNALS)
+    columns: tuple[str, ...] = (*_SWITCHES, *_EXIT_CODES)
 
     def __init__(self, trainer: Any, on_stop: Callable[[str], None]) -> None:
         self._trainer, self._on_stop = trainer, on_stop
-        self._signals = StopSignals()
+        self._signals, self._file = StopSignals(), StopFile(str(trainer.args.output_dir))
         self._board = WishBoard()
         self._withheld: set[str] = set()
         self._sent: set[str] = set()
@@ -55,6 +59,7 @@ class AgreedStop:
         self._stopped_by: str | None = None
 
     def __enter__(self) -> "AgreedStop":
+        self._file.__enter__()
         self._signals.__enter__()
         return self
 
@@ -62,8 +67,9 @@ class AgreedStop:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._signals.__exit__(kind, error, traceback)
+        self._file.__exit__(kind, error, traceback)
         if kind is None and self._stopped_by is not None:
-            raise SystemExit(128 + _SIGNALS[self._stopped_by])
+            raise SystemExit(_EXIT_CODES[self._stopped_by])
         if kind is None and self._signals.received is not None:  # it came too late for the last step
             self._signals.pass_on(self._signals.received)
 
@@ -90,7 +96,8 @@ class AgreedStop:
 
     def _waiting(self) -> set[str]:
         received = self._signals.received
-        return self._withheld | ({received.name} if received is not None else set())
+        signals = set() if received is None else {received.name}
+        return self._withheld | signals | ({"stop_file"} if self._file.seen else set())
 
     # The end of a step, and of an epoch
 
@@ -156,21 +163,21 @@ class AgreedStop:
         return set[str]().union(*self._board.read())
 
     def _set(self, agreed: set[str]) -> bool:
-        switches = self._as_signal_says(agreed)
+        switches = self._as_told_from_outside(agreed)
         self._standing |= switches.intersection(_STOPS)
         for name in _SWITCHES:
             setattr(self._trainer.control, name, name in switches | self._standing)
         return not switches.isdisjoint(_DONE_AT_ONCE)
 
-    def _as_signal_says(self, agreed: set[str]) -> set[str]:
+    def _as_told_from_outside(self, agreed: set[str]) -> set[str]:
         if self._stopped_by is not None:
             return set()  # what it asked for is done
-        arrived = [name for name in _SIGNALS if name in agreed]
+        arrived = [name for name in _EXIT_CODES if name in agreed]
         if not arrived:
             return agreed
         self._stopped_by = arrived[0]
         self._tell_stop(arrived[0])
-        step, code = self._trainer.state.global_step, 128 + _SIGNALS[arrived[0]]
+        step, code = self._trainer.state.global_step, _EXIT_CODES[arrived[0]]
         log_once("%s: all ranks save step %d and leave with exit code %d", arrived[0], step, code)
         return {"should_save", "should_training_stop"} | agreed.intersection({"should_log"})
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -52,13 +53,14 @@ class Checkpoints:
         """Keeps the upload of a checkpoint until that has its name, as it goes on while training does."""
         self._push = push
 
-    def save(self, write: Callable[[], None], run_dir: str, facts: Mapping[str, Any]) -> None:
+    def save(self, write: Callable[[], None], run_dir: str, check: Callable[[], Mapping[str, Any]]) -> None:
         """Writes a checkpoint; called on all ranks.
 
         Args:
             write (`Callable`): The trainer's own way to write one, below what `redirect` returns.
             run_dir (`str`): Where the checkpoints are.
-            facts (`Mapping[str, Any]`): What the manifest says of the run.
+            check (`Callable`): Compares what the ranks hold, and returns what the manifest says of the run. It runs in
+                another thread meanwhile; if it raises, there is no checkpoint.
 
         Raises:
             PeerError: If another rank could not write its part.
@@ -66,7 +68,10 @@ class Checkpoints:
         trainer, self._push = self._trainer, None
         place = os.path.join(run_dir, f"checkpoint-{trainer.state.global_step}")
         scope: Scope = "node" if trainer.args.save_on_each_node else "world"
-        with complete_or_absent(Path(place), facts, scope) as self._beside:
+        with (
+            ThreadPoolExecutor(1, "unsloth_accel-check") as another_thread,
+            complete_or_absent(Path(place), another_thread.submit(check).result, scope) as self._beside,
+        ):
             try:
                 write()
                 self._name_best(place)
@@ -131,14 +136,15 @@ def _name_of_newest(output_dir: str, with_optimizer: bool) -> str | None:
 
 
 @contextmanager
-def complete_or_absent(final: Path, facts: Mapping[str, Any], scope: Scope = "world") -> Iterator[Path]:
+def complete_or_absent(final: Path, facts: Callable[[], Mapping[str, Any]], scope: Scope = "world") -> Iterator[Path]:
     """Yields a folder in which all ranks write `final.name`; when all have, one rank gives it its place, by a rename.
 
     After a kill `<final>.incomplete` remains; the next save of that step removes it.
 
     Args:
         final (`Path`): The checkpoint. One that is there already is replaced.
-        facts (`Mapping[str, Any]`): What its manifest says besides its files.
+        facts (`Callable`): What its manifest says besides its files; asked on each rank when that has written. If it
+            raises, which it does on all ranks, there is no checkpoint.
         scope (`"world"` or `"node"`, *optional*, defaults to `"world"`): Whether all nodes share the folder, or each
             has its own.
 
@@ -165,7 +171,13 @@ def complete_or_absent(final: Path, facts: Mapping[str, Any], scope: Scope = "wo
             finish(partial(_raise, error))
         raise
     _publish(key, "")
-    finish(partial(_complete, final, holder, facts, key))
+    try:
+        said = facts()
+    except Exception as error:  # as above
+        if writes:
+            finish(partial(_remove, holder, key, error))
+        raise
+    finish(partial(_complete, final, holder, said, key))
 
 
 def _publish(key: str, failure: str) -> None:
@@ -174,6 +186,14 @@ def _publish(key: str, failure: str) -> None:
 
 
 def _raise(error: Exception) -> None:
+    raise error
+
+
+def _remove(holder: Path, key: str, error: Exception) -> None:
+    """When all have written, or what a slower rank writes would be left."""
+    if is_distributed():
+        collect_values(key, WRITE_SECONDS)
+    shutil.rmtree(holder)
     raise error
 
 

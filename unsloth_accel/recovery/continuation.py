@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..ranks.logging import log_once
 from .agreement import require_agreement
 from .data_fingerprint import data_fingerprint
@@ -70,11 +72,16 @@ class Continuation:
         self._agree("the first step", {"sampler": sampler_position(self._trainer), **self._trained()})
 
     def check_save(self) -> dict[str, Any]:
-        """Compares what the ranks have trained, before it is saved; returns what the manifest says of the run.
+        """Compares what the ranks have trained; returns what the manifest says of the run.
+
+        To be called in a thread while the checkpoint is written, which no more than this changes what is trained.
 
         Raises:
             GradientSyncError: If weights or optimizers differ.
         """
+        device = self._trainer.args.device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # each thread has its own
         self._agree(f"the save of step {self._trainer.state.global_step}", self._trained())
         return run_facts(self._trainer, self._code, self._data)
 

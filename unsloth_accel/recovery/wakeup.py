@@ -8,6 +8,9 @@ from functools import cache
 from weakref import WeakSet
 
 
+# No signal has this number.
+_CLOSED = 0
+
 _open: "WeakSet[Wakeup]" = WeakSet()
 
 
@@ -28,10 +31,14 @@ class Wakeup:
             _open.add(self)
 
     def close(self) -> None:
-        """Ends the sleep for good."""
+        """Ends the sleep for good.
+
+        The end of the pipe would not say so, as long as a forked process, such as a data loader's, holds it open.
+        """
         if self._is_set:
             signal.set_wakeup_fd(self._before)
             _open.discard(self)
+        os.write(self._writer, bytes([_CLOSED]))
         os.close(self._writer)
 
     def sleep(self, seconds: float) -> int | None:
@@ -42,9 +49,9 @@ class Wakeup:
         """
         if not select.select([self._reader], [], [], seconds)[0]:
             return 0
-        received = os.read(self._reader, 1)
-        if received:
-            return received[0]
+        received = os.read(self._reader, 1)[0]
+        if received != _CLOSED:
+            return received
         os.close(self._reader)
         return None
 

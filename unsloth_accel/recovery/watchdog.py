@@ -83,9 +83,11 @@ class Watchdog:
         """
         self._wakeup.close()
         self._thread.join()
-        self._over.set()
-        self._store_thread.join()  # or it still holds the trainer for a moment
-        lost = self._name_lost(error)
+        try:
+            lost = self._name_lost(error)  # asks the store, which may not answer either
+        finally:
+            self._over.set()
+            self._store_thread.join()  # or it still holds the trainer for a moment
         if lost:
             raise PeerError(lost) from error
 
@@ -108,6 +110,7 @@ class Watchdog:
             if gone:
                 publish_error(_sentences(gone))
                 return _sentences(gone)
+            self._looks += 1
             time.sleep(BEAT_SECONDS / 4)
         return ""
 

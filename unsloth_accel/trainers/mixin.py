@@ -203,7 +203,8 @@ class UnslothAcceleratedTrainerMixin(SavingMixin):
         """As in transformers. A rank that fails in a step tells the others why, and they stop in the same step.
 
         Raises:
-            SystemExit: With 143 after SIGTERM, 138 after SIGUSR1, on whichever rank, when a checkpoint has been saved.
+            SystemExit: With 143 after SIGTERM, 138 after SIGUSR1, 0 after the file `stop` in `output_dir`, on
+                whichever rank, when a checkpoint has been saved.
         """
         self._run, self._computing_since, self._step_metrics = None, None, None
         choice = self.gradient_sync

@@ -52,7 +52,7 @@ class SavingMixin(_Base):
         else:
             run_dir = super()._get_output_dir(trial)
             with self._off_the_clock():
-                self._checkpoints.save(named_full_disk(run_dir)(write), run_dir, self._continuation.check_save())
+                self._checkpoints.save(named_full_disk(run_dir)(write), run_dir, self._continuation.check_save)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         load = partial(super()._load_rng_state, checkpoint)
