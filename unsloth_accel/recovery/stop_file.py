@@ -37,7 +37,7 @@ class StopFile:
     def __enter__(self) -> "StopFile":
         if restart_count() == 0:
             # Before any of them looks.
-            run_once(self._remove_old, key="stop_file", description=f"removing an old {self._file}", scope="node")
+            run_once(self._remove_old, key="stop_file", description="removing an old stop file", scope="node")
         threading.Thread(target=self._look, name="unsloth_accel-stop-file", daemon=True).start()
         return self
 
