@@ -21,7 +21,7 @@ from pathlib import Path
 from unittest import mock
 
 
-STEPS, BLOCK = 2000, 10
+STEPS = 2000
 
 
 def host_microseconds(ranks: int) -> dict[str, float]:
@@ -62,50 +62,27 @@ def host_microseconds(ranks: int) -> dict[str, float]:
 
 
 def compare_on_cpu() -> None:
-    """Within one run, because two runs of a step of 20 ms differ by more than the metrics take."""
     import torch
     import torch.distributed as dist
     from accelerate import PartialState
+    from blocks import EveryOtherBlock
     from recovery_cost import make
-    from transformers import Trainer, TrainerCallback
+    from transformers import Trainer
 
     from unsloth_accel import accelerated
 
+    def begin(blocks):
+        metrics = trainer._step_metrics
+        for name, nothing in (("begin_step", None), ("report", {}), ("decide", None)):
+            setattr(metrics, name, blocks.if_on(getattr(metrics, name), nothing))
+
     PartialState(cpu=True)
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-
-    class EveryOtherBlock(TrainerCallback):
-        measures = True
-
-        def on_train_begin(self, args, state, control, **kwargs):
-            metrics = trainer._step_metrics
-            for name, nothing in (("begin_step", None), ("report", {}), ("decide", None)):
-                setattr(metrics, name, self.if_on(getattr(metrics, name), nothing))
-
-        def if_on(self, method, nothing):
-            return lambda *args: method(*args) if self.measures else nothing
-
-        def on_step_end(self, args, state, control, **kwargs):
-            now, place = time.perf_counter(), state.global_step % BLOCK
-            # What a step has reported is read in the next one, so a block's first steps are half of the other kind.
-            if place >= 2 and state.global_step > BLOCK:
-                seconds[self.measures].append(now - self.began)
-            if place == 0:
-                self.measures = not self.measures
-            self.began = now
-
+    blocks = EveryOtherBlock(begin)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make(accelerated(Trainer), Path(folder), 64, 8, STEPS, EveryOtherBlock())
+        trainer = make(accelerated(Trainer), Path(folder), 64, 8, STEPS, blocks)
         trainer.train()
     if dist.get_rank() == 0:
-        without, with_metrics = (statistics.median(seconds[on]) for on in (False, True))
-        figures = {"without_ms": round(1000 * without, 3), "with_ms": round(1000 * with_metrics, 3)}
-        spread = statistics.quantiles(seconds[False], n=4)
-        # Of a median of normally distributed times.
-        error = 1.2533 * (spread[2] - spread[0]) / 1.349 / len(seconds[False]) ** 0.5
-        steps = len(seconds[True]) + len(seconds[False])
-        figures |= {"standard_error_ms": round(1000 * 2**0.5 * error, 3), "steps": steps}
-        print(json.dumps({"ranks": dist.get_world_size(), **figures, "torch": torch.__version__}), flush=True)
+        print(json.dumps({"ranks": dist.get_world_size(), **blocks.figures(), "torch": torch.__version__}), flush=True)
 
 
 def compare_on_gpus(arguments: list[str]) -> None:

@@ -3,10 +3,10 @@
     ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES=-1 accelerate launch \\
         --config_file accelerate_configs/cpu_gloo.yaml benchmarks/recovery_cost.py
 
-`checkpoint`, for adapters of several sizes: transformers' own and ours, which also compares the ranks before and
-writes a manifest with checksums; the time from the moment that all ranks begin until all may go on. `step`: the time
-of an optimizer step of a model so small that it is the host's alone, with and without the agreed stop and the
-watchdog. Medians over the rounds, the first left out.
+`checkpoint`, for adapters of several sizes: transformers' own and ours, which also compares the ranks and writes a
+manifest with checksums; the time from the moment that all ranks begin until all may go on. Medians over the rounds,
+the first left out. `step`: the time of an optimizer step of a model so small that it is the host's alone, with and
+without what the agreed stop and the watchdog have the main thread do, in blocks of one run.
 """
 
 import argparse
@@ -17,24 +17,22 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from blocks import EveryOtherBlock
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
 from unsloth_accel import accelerated
-from unsloth_accel.trainers import mixin
 
 
 USE_CPU = not torch.cuda.is_available()
-STEPS = 200
+STEPS = 2000
 
 
 def make(
@@ -91,27 +89,20 @@ def checkpoint(folder: Path, rounds: int, adapter: int) -> dict[str, Any]:
     return {"case": "checkpoint", "trained_weights": weights, "megabytes": megabytes} | interleaved(arms, rounds)
 
 
-class Clock(TrainerCallback):
-    """From the end of one step to that of the next."""
+def step(folder: Path) -> dict[str, Any]:
+    def begin(blocks: EveryOtherBlock) -> None:
+        progress, stop = trainer._progress, trainer._agreed_stop
+        for name in ("enter", "move"):
+            setattr(progress, name, blocks.if_on(getattr(progress, name), None))
+        stop.report = blocks.if_on(stop.report, dict.fromkeys(stop.columns, 0.0))
+        stop.decide = blocks.if_on(stop.decide, None)
+        together = stop.act_together
+        stop.act_together = lambda act, settle: together(act, settle) if blocks.is_on else act()
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.ends.append(time.perf_counter())
-
-
-def step(folder: Path, rounds: int) -> dict[str, Any]:
-    def median_step(without: bool) -> float:
-        clock = Clock()
-        left_out: AbstractContextManager[Any] = mock.patch.object(mixin, "AgreedStop", return_value=None)
-        with left_out if without else nullcontext():
-            make(accelerated(Trainer), folder / "step", 64, 8, STEPS, clock).train()
-        times = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
-        return statistics.median(times[10:])
-
-    arms = {"without": lambda number: median_step(True), "with": lambda number: median_step(False)}
-    return {"case": "step"} | interleaved(arms, rounds)
+    blocks = EveryOtherBlock(begin)
+    trainer = make(accelerated(Trainer), folder / "step", 64, 8, STEPS, blocks)
+    trainer.train()
+    return {"case": "step"} | blocks.figures()
 
 
 def main() -> None:
@@ -125,7 +116,7 @@ def main() -> None:
         shared = [own]
         dist.broadcast_object_list(shared)
         folder = Path(shared[0])
-        cases: list[Callable[[], dict[str, Any]]] = [lambda: step(folder, options.rounds)]
+        cases: list[Callable[[], dict[str, Any]]] = [lambda: step(folder)]
         cases += [lambda adapter=adapter: checkpoint(folder, options.rounds, adapter) for adapter in options.adapters]
         for case in cases:
             line = case() | {"ranks": dist.get_world_size(), "torch": torch.__version__}

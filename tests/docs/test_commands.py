@@ -25,7 +25,9 @@ pytestmark = pytest.mark.usefixtures("model_libraries")
 
 def commands(page: str) -> Iterator[list[str]]:
     """The words of each command in the blocks of a page, without what is set before it or redirected after it."""
-    for block in re.findall(r"^```(?:bash)?\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        if language not in ("", "bash"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             for part in re.split(r"; (?:do )?|\bdo ", re.sub(r"\s#.*", "", line)):
                 command = re.sub(r"^(\w+=\S* )+", "", part.strip())
