@@ -199,10 +199,11 @@ def _shares_of_one_gpu(runs: list[dict]) -> list[list[str]]:
 
 
 def starts() -> str:
-    """Seconds from the launch to the end of the first step, of the first run of each launch."""
+    """Seconds from the launch to the end of the first step, of each launch on a machine with several GPUs."""
     launches: dict[tuple[str, ...], dict] = {}
-    for run in compared():
-        launches.setdefault(_key("call", "world_size", "ready_s")(run), run)
+    for runs in map(_read, _compared_on()):
+        for run in runs if any(run["world_size"] > 1 for run in runs) else ():
+            launches.setdefault(_key("call", "world_size", "ready_s")(run), run)
     rows = []
     for run in launches.values():
         compiled = f"compiled, {run['cache']} cache" if run["compiled"] else "not compiled"
