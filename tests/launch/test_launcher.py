@@ -61,6 +61,12 @@ def test_a_function_of_a_module_returns_rank_zeros_value(
 
 
 @pytest.mark.gloo
+def test_a_function_that_leaves_without_an_error_returns_nothing(targets: ModuleType) -> None:
+    """As a training does that the stop file ended, in a notebook, too."""
+    assert launch_ddp_training(targets.leaves, "cpu_gloo") is None
+
+
+@pytest.mark.gloo
 def test_a_script_gets_its_arguments_and_its_error_comes_back(
     targets: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

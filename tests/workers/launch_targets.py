@@ -21,6 +21,10 @@ def sum_of_ranks(offset, *, scale=1):
     return {"sum": value.item() * scale, "world": dist.get_world_size()}
 
 
+def leaves():
+    sys.exit(0)
+
+
 def rank_one_raises():
     sum_of_ranks(0)
     if os.environ["RANK"] == "1":

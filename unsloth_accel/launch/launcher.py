@@ -69,7 +69,7 @@ def launch_ddp_training(
             Seconds after which all ranks are stopped and an error shows where each one was. `None`: no limit.
 
     Returns:
-        What the function returned on rank 0; `None` for a script.
+        What the function returned on rank 0; `None` for a script, and for a function that left by `sys.exit()`.
 
     Raises:
         ConfigurationError: For arguments that cannot work, before any process is started.

@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
     _keep_stacks(folder, own)
     plan = json.loads((folder / "plan.json").read_text())
     try:
-        result = _work(plan, folder)
+        result = _result(plan, folder)
         if own == 0:
             _write_result(folder, result)
         _leave_process_group()
@@ -92,6 +92,16 @@ def _keep_stacks(folder: Path, own: int) -> None:
     faulthandler.register(signal.SIGTERM, stacks, chain=True)
 
 
+def _result(plan: dict[str, Any], folder: Path) -> object:
+    """What the target returns; None if it leaves by `sys.exit()`, as a training that the stop file ends does."""
+    try:
+        return _work(plan, folder)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+        return None
+
+
 def _work(plan: dict[str, Any], folder: Path) -> object:
     sys.path[:] = plan["sys_path"]
     for filename, lines in plan["sources"].items():  # a notebook cell is no file: tracebacks find its lines here
@@ -114,11 +124,7 @@ def _work(plan: dict[str, Any], folder: Path) -> object:
 def _run_script(script: str, args: list[str]) -> None:
     sys.argv = [script, *args]
     sys.path.insert(0, str(Path(script).parent))
-    try:
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as end:
-        if end.code not in (None, 0):
-            raise
+    runpy.run_path(script, run_name="__main__")
 
 
 def _write_result(folder: Path, result: object) -> None:
