@@ -18,8 +18,8 @@ TIERS = {
     "unit": ["-m", "unit", "-n", "3"],
     "gpu": ["-m", "gpu or multigpu"],
     "notebook": ["-m", "notebook", "-n", "2"],
-    "cpu": ["-m", "cpu", "-n", "2", "--dist", "loadfile"],
-    "gloo": ["-m", "gloo", "-n", "3", "--dist", "loadfile"],
+    "cpu": ["-m", "cpu", "-n", "3", "--dist", "loadfile"],
+    "gloo": ["-m", "gloo and not long", "-n", "3", "--dist", "loadfile"],
 }
 
 

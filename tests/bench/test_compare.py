@@ -24,31 +24,29 @@ STEPS = 4
 # Relative, of losses with 5 decimals.
 SAME = 1e-5
 
+# `trl` and `varlen` load their library and a model; `generated` has the arguments that Unsloth generates on a GPU.
 LOADS = """
 import json, sys
-from unsloth_accel.bench.comparison import Comparison
-from unsloth_accel.bench.models import load
-model, _ = load(sys.argv[1], Comparison(model="tiny", works=(), contenders=()))
-import unsloth_accel.bench.training
-import trl
-adapters = {name: p.double().sum().item() for name, p in model.named_parameters() if "lora" in name}
-print(json.dumps({"imported": [name for name in ("trl", "unsloth") if name in sys.modules], "adapters": adapters}))
-"""
-
-# Unsloth's own arguments, which it has on a GPU, too.
-ARGUMENTS = """
-import json, sys
-if sys.argv[1] == "varlen":
+if sys.argv[1] == "generated":
     import generated_trainers
     generated_trainers.load("sft_trainer")
-from trl import SFTConfig
 from unsloth_accel.bench.comparison import Comparison
 from unsloth_accel.bench.contenders import CONTENDERS
-from unsloth_accel.bench.training import arguments
+from unsloth_accel.bench.models import load
 from unsloth_accel.bench.workload import Workload
+contender = CONTENDERS["varlen" if sys.argv[1] == "generated" else sys.argv[1]]
 work = Workload.parse("4x1:fixed")
-made = arguments(CONTENDERS[sys.argv[1]], work, Comparison(model="", works=(work,), contenders=()), "out")
-print(json.dumps([made.to_dict(), SFTConfig("out", use_cpu=True).to_dict()], default=str))
+comparison = Comparison(model="tiny", works=(work,), contenders=())
+found = {}
+if sys.argv[1] != "generated":
+    model, _ = load(contender.library, comparison)
+    found["adapters"] = {name: p.double().sum().item() for name, p in model.named_parameters() if "lora" in name}
+from unsloth_accel.bench.training import arguments
+import trl
+found["imported"] = [name for name in ("trl", "unsloth") if name in sys.modules]
+found["defaults"] = trl.SFTConfig("out", use_cpu=True).to_dict()
+found["arguments"] = arguments(contender, work, comparison, "out").to_dict()
+print(json.dumps(found, default=str))
 """
 OF_AN_UPDATE = ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "optim"]
 OF_AN_UPDATE += ["optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "max_steps", "seed"]
@@ -96,38 +94,38 @@ def test_all_contenders_train_the_same_rows_to_the_same_losses(folder: Path) -> 
     assert max(reference["loss"]) - min(reference["loss"]) > 10 * SAME * max(reference["loss"])
 
 
-@pytest.mark.cpu
-def test_trl_is_loaded_without_unsloth_and_begins_with_the_same_adapters(folder: Path) -> None:
-    found = {}
-    for library in ("trl", "unsloth"):
-        done = subprocess.run(
-            [sys.executable, "-c", LOADS, library], cwd=folder, capture_output=True, text=True, timeout=180
-        )
-        assert done.returncode == 0, done.stderr
-        found[library] = json.loads(done.stdout.splitlines()[-1])
-    assert found["trl"]["imported"] == ["trl"]
-    assert found["unsloth"]["imported"] == ["trl", "unsloth"]
-    assert found["trl"]["adapters"] == found["unsloth"]["adapters"]
-
-
-@pytest.mark.cpu
-def test_all_libraries_update_in_the_same_way(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> dict[str, Any]:
+    """What a process of each has."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "workers")])
-    made, defaults = {}, {}
-    for name in ("varlen", "trl"):
+    found = {}
+    for name in ("trl", "varlen", "generated"):
         done = subprocess.run(
-            [sys.executable, "-c", ARGUMENTS, name],
+            [sys.executable, "-c", LOADS, name],
             env={**os.environ, "PYTHONPATH": paths},
-            cwd=tmp_path,
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=180,
         )
         assert done.returncode == 0, done.stderr
-        made[name], defaults[name] = json.loads(done.stdout.splitlines()[-1])
-    assert defaults["varlen"]["warmup_steps"] != defaults["trl"]["warmup_steps"], "what this guards against is gone"
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.cpu
+def test_trl_is_loaded_without_unsloth_and_begins_with_the_same_adapters(loaded: dict[str, Any]) -> None:
+    assert loaded["trl"]["imported"] == ["trl"]
+    assert loaded["varlen"]["imported"] == ["trl", "unsloth"]
+    assert loaded["trl"]["adapters"] == loaded["varlen"]["adapters"]
+
+
+@pytest.mark.cpu
+def test_all_libraries_update_in_the_same_way(loaded: dict[str, Any]) -> None:
+    warmup = [loaded[name]["defaults"]["warmup_steps"] for name in ("trl", "generated")]
+    assert warmup[0] != warmup[1], "what this guards against is gone"
     for key in OF_AN_UPDATE:
-        assert made["varlen"][key] == made["trl"][key], key
+        assert loaded["trl"]["arguments"][key] == loaded["generated"]["arguments"][key], key
 
 
 def test_what_cannot_train_here_is_said_before_anything_starts() -> None:

@@ -162,6 +162,7 @@ def test_a_second_signal_goes_to_the_handler_from_before(tmp_path: Path, tiny_mo
     assert checkpoints(tmp_path / "out", "signalled_twice") == []
 
 
+@pytest.mark.long
 def test_after_the_stop_file_the_launcher_restarts_nobody_and_the_file_is_gone(
     tmp_path: Path, tiny_model: Path
 ) -> None:

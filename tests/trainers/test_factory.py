@@ -88,11 +88,13 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tup
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Runs, Runs]:
-    """With the trainers that Unsloth generates for GPUs."""
+    """With the trainers that Unsloth generates for GPUs, as many of them as the cases need."""
     folders = [tmp_path_factory.mktemp("generated") for _ in range(2)]
-    few, every = ({"GENERATED_TRAINERS": names} for names in ("sft_trainer reward_trainer", ""))
-    one = train(GENERATED, "cpu_gloo", 1, folders[0], tiny_model, env=few)[1]
-    return one, train([*GENERATED, "sft/2", "classes"], "cpu_gloo", 2, folders[1], tiny_model, env=every)[1]
+    few, more = ["sft_trainer", "reward_trainer"], ["dpo_trainer", "kto_trainer", "grpo_trainer"]
+    environments = [{"GENERATED_TRAINERS": " ".join(names)} for names in (few, few + more)]
+    one = train(GENERATED, "cpu_gloo", 1, folders[0], tiny_model, env=environments[0])[1]
+    cases = [*GENERATED, "sft/2", "classes"]
+    return one, train(cases, "cpu_gloo", 2, folders[1], tiny_model, env=environments[1])[1]
 
 
 @pytest.fixture(scope="module")
