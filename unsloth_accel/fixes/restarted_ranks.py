@@ -38,7 +38,7 @@ FIX = Fix(
         "`accelerate launch --max_restarts`: after a crash the new ranks wait for each other, and end with "
         '"Gloo connectFullMesh failed", "Connection refused".'
     ),
-    remedy="Each attempt has keys of its own in the launcher's store, so that no rank looks for one that has died.",
+    remedy="Each attempt has keys of its own in the launcher's store: no rank looks for one that has died.",
     upstream="https://github.com/pytorch/pytorch/pull/135957",
     until=None,
     probe=probe,
