@@ -54,11 +54,6 @@ class PlannedSteps:
         self._is_sum = False
         self._has_said_why = False
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether the step that runs is computed at its last micro-batch."""
-        return bool(self._pieces)
-
     def balance(self, dataloader: Any) -> Any:
         """The loader, with the rows of each step dealt to the ranks by cost, or as it was, and why is logged."""
         if not self.record.plan.balance:
