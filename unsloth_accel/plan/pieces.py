@@ -93,12 +93,14 @@ def halve(piece: Batch) -> list[dict[str, Tensor]]:
     Of a padding-free batch it waits for the device, which knows where the documents begin.
 
     Args:
-        piece (`Mapping[str, torch.Tensor]`): A batch that [`can_be_cut`].
+        piece (`Mapping[str, torch.Tensor]`): A batch; one of which [`can_be_cut`] says no stays as it is, too.
 
     Returns:
         `list[dict[str, torch.Tensor]]`: Two batches, or one.
     """
-    return _halve_documents(piece) if is_padding_free(piece) else _halve_rows(piece)
+    if is_padding_free(piece):
+        return _halve_documents(piece)
+    return _halve_rows(piece) if can_be_cut(piece) else [dict(piece)]
 
 
 def _halve_rows(piece: Batch) -> list[dict[str, Tensor]]:

@@ -185,21 +185,24 @@ def _publish(key: str, failure: str) -> None:
         publish_value(key, failure)
 
 
+def _collect(key: str) -> list[str]:
+    """What each rank has published, when all have."""
+    return collect_values(key, WRITE_SECONDS) if is_distributed() else []
+
+
 def _raise(error: Exception) -> None:
     raise error
 
 
 def _remove(holder: Path, key: str, error: Exception) -> None:
     """When all have written, or what a slower rank writes would be left."""
-    if is_distributed():
-        collect_values(key, WRITE_SECONDS)
+    _collect(key)
     shutil.rmtree(holder)
     raise error
 
 
 def _complete(final: Path, holder: Path, facts: Mapping[str, Any], key: str) -> None:
-    failures = collect_values(key, WRITE_SECONDS) if is_distributed() else []
-    for other, failure in enumerate(failures):
+    for other, failure in enumerate(_collect(key)):
         if failure:
             raise PeerError(f"Rank {other} could not write its part of {final}. Its error: {failure}")
     written = holder / final.name

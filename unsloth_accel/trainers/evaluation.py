@@ -8,7 +8,7 @@ from accelerate.utils import concatenate
 from torch import Tensor
 
 from ..plan.out_of_memory import compute_parts
-from ..plan.pieces import can_be_cut, halve, is_padding_free
+from ..plan.pieces import halve, is_padding_free
 from .sft_metrics import TOKEN_MEANS, count_labelled
 
 
@@ -55,7 +55,7 @@ class TokenWeightedMeans:
         logged = self._trainer._metrics["eval"]
         for name in TOKEN_MEANS:  # what TRL has noted of the part that broke off
             del logged.get(name, [])[self._taken_in[name] :]
-        parts = halve(batch) if can_be_cut(batch) else []
+        parts = halve(batch)
         if len(parts) < 2:
             raise torch.OutOfMemoryError(f"One row does not fit into memory in evaluation. {error}")
         return parts

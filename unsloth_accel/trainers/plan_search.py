@@ -35,7 +35,6 @@ class PlanSearch:
         self._tuner: PlanTuner | None = None  # while a plan is looked for
         self._clock = Stopwatch(trainer.args.device)
         self._milliseconds = 0.0
-        self._has_computed = False
         self._batches: list[int] = []
         self._probe: MemoryProbe | None = None
         planned.on_compute, planned.on_computed = self._clock.start, self._clock.stop
@@ -75,8 +74,7 @@ class PlanSearch:
         """Notes what the step before took, and begins to measure memory where it is time."""
         if self._tuner is None:
             return
-        self._milliseconds = 1000 * self._clock.seconds() if self._has_computed else 0.0
-        self._has_computed = True
+        self._milliseconds = 1000 * self._clock.seconds() if self._batches else 0.0
         self._batches = [count_computed_tokens(batch) for batch in batches]
         if self._tuner.measures_memory:
             self._start_probe()

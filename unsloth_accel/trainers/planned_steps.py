@@ -106,7 +106,7 @@ class PlannedSteps:
             tokens = sum(batch["input_ids"].shape[1] for batch in batches)
             pieces = max(plan.pieces, -(-tokens // plan.tokens) if plan.tokens else 1)
             self._pieces = _at_least(pieces, group(batches, pieces))
-        elif all(map(self._can_be_cut, batches)):
+        elif self._is_sum and all(map(can_be_cut, batches)):
             self._pieces = _at_least(plan.pieces or 1, [dict(batch) for batch in batches])
         else:
             self._pieces = list(batches)
@@ -114,9 +114,6 @@ class PlannedSteps:
             self._log_why("their loss is not divided by the tokens of the whole step")
         elif plan.pieces is not None and not self.puts_together:
             self._log_why(f"they are not padding-free: {_describe(batches[0])}")
-
-    def _can_be_cut(self, batch: Any) -> bool:
-        return self._is_sum and can_be_cut(batch)
 
     def _log_why(self, reason: str) -> None:
         if not self._has_said_why:
@@ -185,7 +182,7 @@ class PlannedSteps:
         return total
 
     def _cut(self, piece: Any, error: str) -> list[Any]:
-        parts = halve(piece) if self._can_be_cut(piece) else [piece]
+        parts = halve(piece) if self._is_sum else [piece]
         if len(parts) > 1:
             self.cuts += 1
         elif self._kept:
