@@ -7,7 +7,7 @@ from statistics import median
 import matplotlib.pyplot as plt
 from tables import compared
 
-from unsloth_accel.bench.table import REFERENCE, ratios, title
+from unsloth_accel.bench.table import REFERENCE, by_contender, ratios, title
 
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "comparison.png"
@@ -15,14 +15,13 @@ IMAGE = Path(__file__).parents[1] / "docs" / "images" / "comparison.png"
 
 def speeds(results: list[dict]) -> dict[str, dict[str, list[float]]]:
     """By workload and contender: how many times as fast as the reference, round by round."""
-    found: dict[str, dict[str, list[float]]] = {}
+    found = {}
     for _, group in groupby(sorted(results, key=title), key=title):
-        runs = list(group)
-        label = _label(runs[0])
-        reference = [run for run in runs if run["contender"] == REFERENCE]
-        for name in dict.fromkeys(run["contender"] for run in runs):
-            own = [run for run in runs if run["contender"] == name]
-            found.setdefault(label, {})[name] = [1 / ratio for ratio in ratios(own, reference)]
+        works = list(group)
+        runs = by_contender(works)
+        found[_label(works[0])] = {
+            name: [1 / ratio for ratio in ratios(own, runs[REFERENCE])] for name, own in runs.items()
+        }
     return found
 
 
@@ -40,12 +39,11 @@ def draw(results: list[dict], image: Path) -> None:
     names = list(dict.fromkeys(name for contenders in works.values() for name in contenders if name != REFERENCE))
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.3 * len(works)), layout="constrained")
     for name in names:
-        lines = [line for line, contenders in enumerate(works.values()) if name in contenders]
-        rounds = [list(works.values())[line][name] for line in lines]
-        middle = [median(ratios) for ratios in rounds]
-        spread = [[value - min(r) for value, r in zip(middle, rounds, strict=True)]]
-        spread += [[max(r) - value for value, r in zip(middle, rounds, strict=True)]]
-        axis.errorbar(middle, lines, xerr=spread, fmt="o", capsize=2, label=name)
+        rounds = {line: of[name] for line, of in enumerate(works.values()) if name in of}
+        middle = [median(speed) for speed in rounds.values()]
+        slower = [median(speed) - min(speed) for speed in rounds.values()]
+        faster = [max(speed) - median(speed) for speed in rounds.values()]
+        axis.errorbar(middle, list(rounds), xerr=[slower, faster], fmt="o", capsize=2, label=name)
     axis.axvline(1, color="black", linestyle="--", linewidth=1, label=REFERENCE)
     axis.set_yticks(range(len(works)), list(works), fontsize="small")
     axis.invert_yaxis()

@@ -11,21 +11,23 @@ is timed in steps without the profiler, which slows the host down.
 
 import argparse
 import json
+import tempfile
 import time
 from collections import Counter
 from typing import Any
 
 
-from unsloth_accel import StepPlan, UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
+from unsloth_accel import UnslothAcceleratedSFTTrainer, UnslothAcceleratorPlugin  # isort: skip
 import torch
 from datasets import Dataset
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
-from trl import SFTConfig
 
 from unsloth_accel.bench.comparison import Comparison
+from unsloth_accel.bench.contenders import CONTENDERS
 from unsloth_accel.bench.models import load
+from unsloth_accel.bench.training import arguments
 from unsloth_accel.bench.workload import Workload
 from unsloth_accel.metrics.flops import TokenFlops
 from unsloth_accel.metrics.peak_flops import peak_flops
@@ -79,30 +81,21 @@ def divided(profiler: profile) -> tuple[Counter[str], Counter[str]]:
     return kinds, other
 
 
-def profiled(model: Any, tokenizer: Any, work: Workload, sequence: int) -> dict[str, Any]:
-    steps = WARMUP + TIMED + PROFILED
-    arguments = SFTConfig(
-        output_dir="/tmp/profiled",
-        per_device_train_batch_size=work.rows,
-        gradient_accumulation_steps=work.accumulation,
-        max_steps=steps,
-        max_length=sequence,
-        padding_free=True,
-        optim="adamw_torch",
-        logging_steps=steps,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        bf16=True,
-    )
-    rows = Dataset.from_dict({"text": work.texts(steps, 1, sequence)})
-    plan = UnslothAcceleratorPlugin(plan=StepPlan(pieces=1, layers_kept="all"))
+def profiled(model: Any, tokenizer: Any, work: Workload, comparison: Comparison) -> dict[str, Any]:
+    planned, steps = CONTENDERS["planned"], comparison.warmup + comparison.steps
+    rows = Dataset.from_dict({"text": work.texts(steps, 1, comparison.sequence)})
     callback = StepProfile()
-    UnslothAcceleratedSFTTrainer(
-        model=model, processing_class=tokenizer, args=arguments, train_dataset=rows, callbacks=[callback], plugin=plan
-    ).train()
+    with tempfile.TemporaryDirectory() as folder:
+        UnslothAcceleratedSFTTrainer(
+            model=model,
+            processing_class=tokenizer,
+            args=arguments(planned, work, comparison, folder),
+            train_dataset=rows,
+            callbacks=[callback],
+            plugin=UnslothAcceleratorPlugin(**planned.plugin),
+        ).train()
     kinds, other = divided(callback.profiler)
-    tokens = work.rows * work.accumulation * sequence
+    tokens = work.rows * work.accumulation * comparison.sequence
     flops = tokens * TokenFlops.from_model(model).model
     peak = peak_flops(torch.cuda.get_device_name(), bf16=True)
     return {
@@ -126,12 +119,14 @@ def main() -> None:
         model=options.model,
         works=tuple(options.work),
         contenders=(),
+        warmup=WARMUP,
+        steps=TIMED + PROFILED,
         sequence=options.seq,
         lora_rank=ADAPTER_RANK,
     )
     model, tokenizer = load("unsloth", comparison)
     for work in options.work:
-        line = profiled(model, tokenizer, work, options.seq)
+        line = profiled(model, tokenizer, work, comparison)
         print(json.dumps(line | {"torch": torch.__version__, "device": torch.cuda.get_device_name()}), flush=True)
 
 

@@ -160,12 +160,12 @@ def planning() -> str:
 
 def compared() -> list[dict]:
     """What `compare.py` measured: the runs of all files `compare_*.jsonl`."""
-    return [run for name in _compared_on() for run in _read(name)]
+    return [run for runs in _by_machine() for run in runs]
 
 
-def _compared_on() -> list[str]:
-    """The files, each with the runs of machines that have as many GPUs."""
-    return sorted(file.stem for file in RESULTS.glob("compare_*.jsonl"))
+def _by_machine() -> list[list[dict]]:
+    """The same by file: machines with one GPU, with two."""
+    return [_read(file.stem) for file in sorted(RESULTS.glob("compare_*.jsonl"))]
 
 
 def comparison() -> str:
@@ -176,7 +176,7 @@ def comparison() -> str:
 def scaling() -> str:
     """Real tokens per second and GPU: on one, on several of the same machine, and the share that is left."""
     rows = []
-    for runs in map(_read, _compared_on()):
+    for runs in _by_machine():
         works = _key("model", "finetuning", "sequence", "work", "compiled", "contender")
         for _, same in groupby(sorted(runs, key=works), key=works):
             rows += _shares_of_one_gpu(list(same))
@@ -189,21 +189,23 @@ def _shares_of_one_gpu(runs: list[dict]) -> list[list[str]]:
         ranks: median(run["tokens_per_s"] for run in runs if run["world_size"] == ranks) / ranks
         for ranks in sorted({run["world_size"] for run in runs})
     }
-    one, first = rates.pop(1, None), runs[0]
+    if 1 not in rates:
+        return []
+    one, first = rates.pop(1), runs[0]
     what = f"{first['model']} {first['finetuning']}, {first['work']}{'' if first['compiled'] else ', not compiled'}"
     return [
         [what, first["contender"], f"{one:,.0f}", f"{ranks}", f"{rate:,.0f}", f"{100 * rate / one:.1f} %"]
         for ranks, rate in rates.items()
-        if one is not None
     ]
 
 
 def starts() -> str:
     """Seconds from the launch to the end of the first step, of each launch on a machine with several GPUs."""
     launches: dict[tuple[str, ...], dict] = {}
-    for runs in map(_read, _compared_on()):
-        for run in runs if any(run["world_size"] > 1 for run in runs) else ():
-            launches.setdefault(_key("call", "world_size", "ready_s")(run), run)
+    for runs in _by_machine():
+        if any(run["world_size"] > 1 for run in runs):
+            for run in runs:
+                launches.setdefault(_key("call", "world_size", "ready_s")(run), run)
     rows = []
     for run in launches.values():
         compiled = f"compiled, {run['cache']} cache" if run["compiled"] else "not compiled"

@@ -50,11 +50,26 @@ def table(results: Sequence[Result]) -> str:
     Returns:
         `str`: A Markdown table.
     """
-    runs = {name: [one for one in results if one["contender"] == name] for name in _names(results)}
+    runs = by_contender(results)
     reference = runs.get(REFERENCE) or next(iter(runs.values()))
     rows = [[name, *_cells(own, reference)] for name, own in runs.items()]
     head = [*_COLUMNS, f"loss to {reference[0]['contender']}'s"]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def by_contender(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The runs of each contender, in the order in which they come.
+
+    Args:
+        results (`Sequence[Mapping]`): Of one workload.
+
+    Returns:
+        `dict[str, list[Mapping]]`: By name.
+    """
+    runs: dict[str, list[Result]] = {}
+    for one in results:
+        runs.setdefault(one["contender"], []).append(one)
+    return runs
 
 
 def _plans(results: Sequence[Result]) -> str:
@@ -114,10 +129,6 @@ def _cells(runs: Sequence[Result], reference: Sequence[Result]) -> list[str]:
         f"{median(one['imbalance'] for one in runs):.3f}",
         f"{loss_difference(runs, reference):.0e}",
     ]
-
-
-def _names(results: Sequence[Result]) -> list[str]:
-    return list(dict.fromkeys(one["contender"] for one in results))
 
 
 def _work(result: Result) -> tuple[str, ...]:
