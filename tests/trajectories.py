@@ -36,6 +36,13 @@ def assert_follows(run: Mapping[str, Any], reference: Mapping[str, Any], toleran
         assert ours == pytest.approx(theirs, rel=tolerance), f"{run['case']}: {key}"
 
 
+def assert_trained_alike(run: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+    """The run follows the reference to its weights, and all its ranks have the same."""
+    assert_follows(run, reference)
+    assert_same_weights(run, reference)
+    assert run["between_ranks"] == 0.0
+
+
 def assert_same_weights(run: Mapping[str, Any], reference: Mapping[str, Any], tolerance: float = FLOAT32) -> None:
     """The weights agree as far as the gradients do, after steps of plain SGD clipped to a norm of 1.
 

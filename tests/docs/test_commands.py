@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT
+from pages import code_blocks
 from unsloth_accel import config_path
 from unsloth_accel.cli.main import build_parser
 
@@ -25,9 +26,7 @@ pytestmark = pytest.mark.usefixtures("model_libraries")
 
 def commands(page: str) -> Iterator[list[str]]:
     """The words of each command in the blocks of a page, without what is set before it or redirected after it."""
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
-        if language not in ("", "bash"):
-            continue
+    for block in code_blocks(page, "", "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             for part in re.split(r"; (?:do )?|\bdo ", re.sub(r"\s#.*", "", line)):
                 command = re.sub(r"^(\w+=\S* )+", "", part.strip())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import unsloth_accel
 from harness import ROOT
+from pages import code_blocks
 
 
 def anchors(path: Path) -> set[str]:
@@ -28,7 +29,7 @@ def test_every_test_that_is_named_exists(page: Path) -> None:
 
 
 def test_the_python_of_a_page_is_python_and_imports_what_there_is(page: Path) -> None:
-    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+    for block in code_blocks(page.read_text(), "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module == "unsloth_accel":
                 assert {alias.name for alias in node.names} <= set(unsloth_accel.__all__)

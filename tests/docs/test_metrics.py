@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT
+from pages import code_blocks
 from unsloth_accel.metrics.window import METRICS, StepFacts
 
 
@@ -30,7 +31,7 @@ def test_every_field_of_a_step_is_explained() -> None:
 def test_the_code_reads_a_file_of_which_a_line_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (code,) = code_blocks(PAGE, "python")
     (tmp_path / "out").mkdir()
     lines = ['{"event": "start", "step": 0}', '{"event": "step", "step": 1, "seconds": 0.5}', '{"event": "st']
     (tmp_path / "out" / "metrics.jsonl").write_text("\n".join(lines))

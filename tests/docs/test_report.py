@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT
+from pages import code_blocks
 from report.events import long_run, other_run
 from unsloth_accel.cli.main import main
 from unsloth_accel.report.charts import KINDS, Kind
 
 
 PAGE = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [line for block in code_blocks(PAGE, "bash") for line in block.splitlines()]
 
 
 def test_the_commands_write_what_the_page_says(

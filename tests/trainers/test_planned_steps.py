@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import ON_CPU, ROOT, launch
-from trajectories import Run, assert_follows, assert_same_weights, read_runs
+from trajectories import Run, assert_trained_alike, read_runs
 from unsloth_accel import ConfigurationError, StepPlan, UnslothAcceleratorPlugin
 
 
@@ -100,9 +100,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dic
 @pytest.mark.parametrize("case", [*PADDING_FREE, *PADDED])
 def test_two_ranks_follow_one(case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
     run = two_ranks[case]
-    assert_follows(run, one_rank[KEEP])
-    assert_same_weights(run, one_rank[KEEP])
-    assert run["between_ranks"] == 0.0
+    assert_trained_alike(run, one_rank[KEEP])
     forwards, kept = {**PADDING_FREE, **PADDED}[case]
     assert run["forwards"] == [forwards] * 3
     assert run["reductions"] == 3, "one a step, in however many pieces"
@@ -114,14 +112,12 @@ def test_two_ranks_follow_one(case: str, one_rank: dict[str, Run], two_ranks: di
 def test_packed_rows_of_a_short_last_step_follow_one_rank(
     case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]
 ) -> None:
-    assert_follows(two_ranks[case], one_rank[KEEP_PACKED])
-    assert_same_weights(two_ranks[case], one_rank[KEEP_PACKED])
+    assert_trained_alike(two_ranks[case], one_rank[KEEP_PACKED])
 
 
 @pytest.mark.gloo
 def test_prompts_stay_out_of_the_loss(one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
-    assert_follows(two_ranks[COMPLETION], one_rank[KEEP_COMPLETION])
-    assert_same_weights(two_ranks[COMPLETION], one_rank[KEEP_COMPLETION])
+    assert_trained_alike(two_ranks[COMPLETION], one_rank[KEEP_COMPLETION])
     assert two_ranks[COMPLETION]["forwards"] == [1, 1, 1]
 
 
@@ -131,9 +127,7 @@ def test_a_rank_that_runs_out_of_memory_computes_smaller_pieces_and_all_follow(
     case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]
 ) -> None:
     run = two_ranks[case]
-    assert_follows(run, one_rank[KEEP])
-    assert_same_weights(run, one_rank[KEEP])
-    assert run["between_ranks"] == 0.0
+    assert_trained_alike(run, one_rank[KEEP])
     first, *later = run["forwards"]
     assert first == OUT_OF_MEMORY[case], "this rank had the memory"
     assert later[0] == 2, "from the next step on all ranks make more pieces"
@@ -146,9 +140,7 @@ def test_three_ranks_follow_a_fourth_that_runs_out_of_memory(
     cases = [f"pieces=1,oom={phase},limit=150" for phase in ("forward", "loss", "backward")]
     launch(WORKER, tiny_model, tmp_path / "out", *cases, num_processes=4, timeout=560)
     for case, run in read_runs(tmp_path / "out").items():
-        assert_follows(run, one_rank[KEEP])
-        assert_same_weights(run, one_rank[KEEP])
-        assert run["between_ranks"] == 0.0
+        assert_trained_alike(run, one_rank[KEEP])
         assert run["forwards"][0] == 1 < run["forwards"][1], f"{case}: from the next step on all make more pieces"
 
 
@@ -157,8 +149,7 @@ def test_padded_rows_that_do_not_fit_together_are_computed_apart(
     one_rank: dict[str, Run], two_ranks: dict[str, Run]
 ) -> None:
     run = two_ranks[PADDED_OUT_OF_MEMORY]
-    assert_follows(run, one_rank[KEEP])
-    assert_same_weights(run, one_rank[KEEP])
+    assert_trained_alike(run, one_rank[KEEP])
     assert run["forwards"][0] == 4, "this rank had the memory"
     assert run["forwards"][-1] == 8, "one row each"
 
@@ -169,9 +160,7 @@ def test_batches_that_cannot_be_cut_are_computed_again_with_every_layer_recomput
     case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]
 ) -> None:
     run = two_ranks[case]
-    assert_follows(run, one_rank[KEEP])
-    assert_same_weights(run, one_rank[KEEP])
-    assert run["between_ranks"] == 0.0
+    assert_trained_alike(run, one_rank[KEEP])
     assert run["forwards"] == [4] * 3, "no more on this rank, which had the memory"
     assert run["kept"] == 0, "from the next step on no rank keeps any"
     assert (run["plan"]["plan"]["pieces"], run["plan"]["plan"]["layers_kept"]) == (None, 0)
@@ -182,8 +171,7 @@ def test_batches_that_cannot_be_cut_are_computed_again_with_every_layer_recomput
 @pytest.mark.parametrize("case", SEARCHED)
 def test_a_plan_is_made_from_what_is_measured(case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
     run = two_ranks[case]
-    assert_follows(run, one_rank[KEEP])
-    assert_same_weights(run, one_rank[KEEP])
+    assert_trained_alike(run, one_rank[KEEP])
     assert run["forwards"] == SEARCHED[case]
     assert run["plan"]["reason"].startswith("the only one that fits" if "800" in case else "the rule's choice")
 
@@ -193,9 +181,7 @@ def test_a_plan_is_tuned_while_the_run_goes_on_as_one_rank_would(
     one_rank: dict[str, Run], two_ranks: dict[str, Run]
 ) -> None:
     run = two_ranks[TUNED]
-    assert_follows(run, one_rank[KEEP_LONG])
-    assert_same_weights(run, one_rank[KEEP_LONG])
-    assert run["between_ranks"] == 0.0
+    assert_trained_alike(run, one_rank[KEEP_LONG])
     assert run["forwards"][:11] == [4, 4, 1, 1, 1, 2, 2, 2, 4, 4, 4], "each candidate for three steps"
     plan = run["plan"]
     assert [(one["pieces"], one["layers_kept"]) for one in plan["candidates"]] == [(1, 0), (2, 1), (4, 2)]
@@ -206,8 +192,7 @@ def test_a_plan_is_tuned_while_the_run_goes_on_as_one_rank_would(
 @pytest.mark.gloo
 def test_one_rank_can_be_tuned_too(one_rank: dict[str, Run]) -> None:
     run = one_rank[ALONE]
-    assert_follows(run, one_rank[KEEP])
-    assert_same_weights(run, one_rank[KEEP])
+    assert_trained_alike(run, one_rank[KEEP])
     assert run["forwards"] == [4, 4, 1]
     assert run["plan"]["layers"] == 2
 
@@ -231,8 +216,7 @@ def test_a_row_that_does_not_fit_alone_is_named_on_every_rank(two_ranks: dict[st
 @pytest.mark.gloo
 def test_one_rank_can_be_planned_too(one_rank: dict[str, Run]) -> None:
     run = one_rank["pieces=1,layers=1"]
-    assert_follows(run, one_rank[KEEP])
-    assert_same_weights(run, one_rank[KEEP])
+    assert_trained_alike(run, one_rank[KEEP])
     assert (run["forwards"], run["kept"]) == ([1, 1, 1], 1)
     assert run["direct"] > 0, "a call outside of a run is not held back"
 

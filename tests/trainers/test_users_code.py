@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT, launch
-from trajectories import Run, assert_follows, assert_same_weights, read_runs
+from trajectories import Run, assert_trained_alike, read_runs
 
 
 WORKER = ROOT / "tests" / "workers" / "users_code.py"
@@ -46,9 +46,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str,
 @pytest.mark.gloo
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_follow_one(case: str, one: dict[str, Run], two: dict[str, Run]) -> None:
-    assert_follows(two[case], one[case])
-    assert_same_weights(two[case], one[case])
-    assert two[case]["between_ranks"] == 0.0
+    assert_trained_alike(two[case], one[case])
     assert two[case]["reports"] == len(one[case]["logs"]), "the step that was stopped in its middle counts nothing"
 
 
@@ -71,9 +69,7 @@ def test_a_compiled_model_is_reduced_by_ddp_and_follows_one_rank(tmp_path: Path,
     launch(WORKER, tiny_model, tmp_path / "one", "compiles", num_processes=1, env=compiles, timeout=280)
     said = launch(WORKER, tiny_model, tmp_path / "two", "compiles", env=compiles, timeout=280).stderr
     one, two = (read_runs(tmp_path / out)["compiles"] for out in ("one", "two"))
-    assert_follows(two, one)
-    assert_same_weights(two, one)
-    assert two["between_ranks"] == 0.0
+    assert_trained_alike(two, one)
     assert two["reports"] == 0, "a compiled graph exchanges none"
     assert "gradients overlapped: torch.compile takes in DDP's reducer" in said
 
