@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import median
 
+from unsloth_accel.bench.table import REFERENCE, by_contender, by_workload, ratios
 from unsloth_accel.bench.table import tables as comparison_tables
 
 
@@ -28,12 +29,12 @@ def step_times(name: str = "gradient_sync_2x_h200") -> str:
     """Milliseconds of an optimizer step, each mode against the first one, which ran in the same process."""
     rows = []
     for run in _read(name):
-        what = "full" if run["ft"] == "full" else f"{run['ft']} r={run['rank']}"
+        trained = "full" if run["ft"] == "full" else f"{run['ft']} r={run['rank']}"
         rounds = ", ".join(f"{value:.0f}" for value in run["step_ms_rounds"])
         ratios = ", ".join(f"{value:.3f}" for value in run["against_rounds"])
         rows.append(
             [
-                f"{run['model']} {what}, {run['work']}",
+                f"{run['model']} {trained}, {run['work']}",
                 run["mode"],
                 f"{run['step_ms']:.0f} ({rounds})",
                 f"{run['against']:.3f} ({ratios})",
@@ -173,11 +174,39 @@ def comparison() -> str:
     return comparison_tables(compared()) or NOT_RUN
 
 
+def overview() -> str:
+    """A line for each workload: how many times as fast as the reference each contender is."""
+    rows = []
+    for works in by_workload(compared()):
+        runs, first = by_contender(works), works[0]
+        if REFERENCE in runs:
+            reference = runs[REFERENCE]
+            speeds = {name: f"{1 / median(ratios(own, reference)):.2f}" for name, own in runs.items()}
+            others = [f"{name} {speed}" for name, speed in speeds.items() if name not in (REFERENCE, "keep", "auto")]
+            rate = f"{median(run['tokens_per_s'] for run in reference):,.0f}"
+            ours = [speeds.get("keep", ""), speeds.get("auto", "")]
+            rows.append([what(first), machine(first), str(len(reference)), rate, *ours, ", ".join(others)])
+    return _table("| model, work | GPUs | rounds | varlen: tokens/s | keep | auto | others |", rows)
+
+
+def what(run: dict) -> str:
+    """What was trained, without what is the same in most workloads."""
+    rows = "" if run["sequence"] == 2048 else f", up to {run['sequence']}"
+    compiled = ", compiled" if run["compiled"] else ""
+    return f"{run['model']} {run['finetuning']}, {run['work'].removesuffix(':padding-free')}{rows}{compiled}"
+
+
+def machine(run: dict) -> str:
+    """How many of which GPUs, in words."""
+    held = f" of {run['card_gib']:g} GiB" if run["card_gib"] else ""
+    return f"{run['world_size']} x {run['device'].split()[1]}{held}"
+
+
 def scaling() -> str:
     """Real tokens per second and GPU: on one, on several of the same machine, and the share that is left."""
     rows = []
     for runs in _by_machine():
-        works = _key("model", "finetuning", "sequence", "work", "compiled", "contender")
+        works = _key("model", "finetuning", "sequence", "work", "compiled", "card_gib", "contender")
         for _, same in groupby(sorted(runs, key=works), key=works):
             rows += _shares_of_one_gpu(list(same))
     head = "| model, work | contender | tokens/s on one GPU | GPUs | tokens/s of each | of one GPU's |"
@@ -192,9 +221,15 @@ def _shares_of_one_gpu(runs: list[dict]) -> list[list[str]]:
     if 1 not in rates:
         return []
     one, first = rates.pop(1), runs[0]
-    what = f"{first['model']} {first['finetuning']}, {first['work']}{'' if first['compiled'] else ', not compiled'}"
     return [
-        [what, first["contender"], f"{one:,.0f}", f"{ranks}", f"{rate:,.0f}", f"{100 * rate / one:.1f} %"]
+        [
+            what(first),
+            first["contender"],
+            f"{one:,.0f}",
+            machine({**first, "world_size": ranks}),
+            f"{rate:,.0f}",
+            f"{100 * rate / one:.1f} %",
+        ]
         for ranks, rate in rates.items()
     ]
 
@@ -202,15 +237,15 @@ def _shares_of_one_gpu(runs: list[dict]) -> list[list[str]]:
 def starts() -> str:
     """Seconds from the launch to the end of the first step, of each launch on a machine with several GPUs."""
     launches: dict[tuple[str, ...], dict] = {}
-    for runs in _by_machine():
+    for runs in (*_by_machine(), _read("starts_4x_h200")):
         if any(run["world_size"] > 1 for run in runs):
             for run in runs:
                 launches.setdefault(_key("call", "world_size", "ready_s")(run), run)
     rows = []
     for run in launches.values():
         compiled = f"compiled, {run['cache']} cache" if run["compiled"] else "not compiled"
-        what = [f"{run['model']} {run['finetuning']}, {run['work']}", compiled, run["contender"], run["call"]]
-        rows.append([*what, f"{run['world_size']}", f"{run['ready_s'] + run['first_step_s']:.0f}"])
+        launch = [what({**run, "compiled": False}), compiled, run["contender"], run["call"]]
+        rows.append([*launch, machine(run), f"{run['ready_s'] + run['first_step_s']:.0f}"])
     return _table("| model, work | | contender | call | GPUs | seconds |", rows)
 
 
@@ -232,10 +267,10 @@ def _key(*names: str):
     return lambda run: tuple(str(run[name]) for name in names)
 
 
-def faults() -> str:
+def faults(name: str = "faults_cpu") -> str:
     """What a rank met, how the run ended, and how it went on."""
     rows = []
-    for run in _read("faults_cpu"):
+    for run in _read(name):
         if "exit_codes" in run:
             codes = " ".join(map(str, run["exit_codes"]))
             seconds, step = f"{run['seconds']:.0f}", str(run["from_step"])
@@ -244,6 +279,11 @@ def faults() -> str:
         "| fault | ranks | exit code of each | seconds until all have ended | goes on from step | largest difference |"
     )
     return _table(head, rows)
+
+
+def faults_on_gpus() -> str:
+    """The same where the ranks are GPUs."""
+    return faults("faults_gpu")
 
 
 def damaged_checkpoints() -> str:
@@ -277,5 +317,6 @@ def _difference(run: dict, reference: dict) -> float:
 
 if __name__ == "__main__":
     tables = (step_times, packed_attention, matrix, four_gpus, model_families, other_trainers, host_costs, imbalance)
-    tables += (planning, comparison, scaling, starts, step_profile, faults, damaged_checkpoints)
+    tables += (planning, overview, comparison, scaling, starts, step_profile)
+    tables += (faults, faults_on_gpus, damaged_checkpoints)
     print(*(table() for table in tables), sep="\n\n")

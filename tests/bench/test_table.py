@@ -1,6 +1,6 @@
 from typing import Any
 
-from unsloth_accel.bench.table import table, tables
+from unsloth_accel.bench.table import by_workload, table, tables
 
 
 def result(contender: str, round_number: int, ms: float, **more: Any) -> dict[str, Any]:
@@ -60,6 +60,11 @@ def test_each_workload_has_a_table_with_its_origin() -> None:
     assert f"{what}, 1 x NVIDIA H100 80GB HBM3, not compiled:" in page
     assert page.count("| keep |") == 2
     assert page.count("`auto` found: 1 piece.") == 2
+
+
+def test_calls_are_never_mixed_because_rounds_are_compared_within_one() -> None:
+    later = [result("varlen", 1, 200.0, call="2026-11-26T09:00:00"), result("auto", 1, 100.0, call=RUNS[0]["call"])]
+    assert [len(runs) for runs in by_workload([*RUNS, *later])] == [len(RUNS) + 1, 1]
 
 
 def test_a_smaller_card_is_a_workload_of_its_own() -> None:

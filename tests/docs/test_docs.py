@@ -19,6 +19,7 @@ def test_the_tables_are_those_of_the_result_files() -> None:
     assert tables["model_families"]() in page
     recovery = (ROOT / "docs" / "fault-tolerance.md").read_text()
     assert tables["faults"]() in recovery
+    assert tables["faults_on_gpus"]() in recovery
     assert tables["damaged_checkpoints"]() in recovery
     plan = (ROOT / "docs" / "step_plan.md").read_text()
     assert tables["imbalance"]() in plan

@@ -3,7 +3,7 @@
 Real Unsloth on N ranks of which one meets a fault, a real one, in step 4 of 6: see tests/workers/faults.py. Then the
 run goes on, and its weights are compared with those of the undisturbed run. Each fault is a line in
 benchmarks/results/faults_cpu.jsonl, of which benchmarks/tables.py makes the tables in docs/fault-tolerance.md.
-With `--config ddp` the ranks are GPUs.
+With `--config ddp` the ranks are GPUs, and the lines go to faults_gpu.jsonl.
 """
 
 import argparse
@@ -234,7 +234,7 @@ def show() -> None:
     """Writes the tables into the page, between their markers."""
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
     page = PAGE.read_text()
-    for name in ("faults", "damaged_checkpoints"):
+    for name in ("faults", "faults_on_gpus", "damaged_checkpoints"):
         before, begin, rest = page.partition(f"<!-- {name}: begin -->\n")
         _, end, after = rest.partition(f"<!-- {name}: end -->\n")
         page = f"{before}{begin}{tables[name]()}\n{end}{after}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from recovery.faults import PHASES, Campaign, Fault, damaged, exit_codes
+from recovery.faults import PHASES, Campaign, Fault, damaged, exit_codes, keep
 from trajectories import BF16, FLOAT32
 
 
@@ -48,14 +48,18 @@ def test_no_fault_of_many_at_random_hangs_or_shows(campaign: Campaign, request: 
 
 @pytest.mark.timeout(580)
 @pytest.mark.parametrize("ranks", [pytest.param(n, marks=pytest.mark.multigpu(gpus=n)) for n in (2, 4)])
-def test_on_gpus_a_run_goes_on_after_a_signal_a_kill_and_a_rank_that_hangs(ranks: int, tmp_path: Path) -> None:
+def test_on_gpus_a_run_goes_on_after_a_signal_a_kill_and_a_rank_that_hangs(
+    ranks: int, tmp_path: Path, result_folder: Path
+) -> None:
     """Where the others wait in a kernel of NCCL, which no exception reaches. After SIGTERM all save step 4."""
     campaign = Campaign(ranks, tmp_path, "ddp", jobs=4)
     last = ranks - 1
     chosen = [Fault("kill", "reduction", last), Fault("kill", "forward", 0, ("--max_restarts", "1"))]
     chosen += [Fault("SIGSTOP", "reduction", last), Fault("SIGTERM", "forward", last)]
     moved = sum(rate * min(norm, 1.0) for rate, norm in campaign.undisturbed["moved"])
-    for row in campaign.inject_all(chosen, IMPATIENT):
+    rows = campaign.inject_all(chosen, IMPATIENT)
+    keep(rows, str(tmp_path), result_folder / "faults_gpu.jsonl")
+    for row in rows:
         assert "error" not in row, row
         assert row["from_step"] == (4 if row["fault"].startswith("SIGTERM") else 2), row
         assert row["difference"] <= BF16 * moved, row

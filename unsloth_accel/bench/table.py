@@ -34,8 +34,19 @@ def tables(results: Iterable[Result]) -> str:
     Returns:
         `str`: Markdown.
     """
-    ordered = sorted(results, key=_work)
-    return "\n\n".join(f"{title(runs[0])}:\n\n{table(runs)}{_plans(runs)}" for runs in _by(ordered, _work))
+    return "\n\n".join(f"{title(runs[0])}:\n\n{table(runs)}{_plans(runs)}" for runs in by_workload(results))
+
+
+def by_workload(results: Iterable[Result]) -> list[list[Result]]:
+    """Those that may be compared with one another: of the same work, on the same device, in one call.
+
+    Args:
+        results (`Iterable[Mapping]`): What `compare` returned, or the lines of result files.
+
+    Returns:
+        `list[list[Mapping]]`: Sorted by model and work.
+    """
+    return [list(group) for _, group in groupby(sorted(results, key=_work), _work)]
 
 
 def table(results: Sequence[Result]) -> str:
@@ -51,7 +62,7 @@ def table(results: Sequence[Result]) -> str:
         `str`: A Markdown table.
     """
     runs = by_contender(results)
-    reference = runs.get(REFERENCE) or next(iter(runs.values()))
+    reference = reference_of(runs)
     rows = [[name, *_cells(own, reference)] for name, own in runs.items()]
     head = [*_COLUMNS, f"loss to {reference[0]['contender']}'s"]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
@@ -70,6 +81,18 @@ def by_contender(results: Sequence[Result]) -> dict[str, list[Result]]:
     for one in results:
         runs.setdefault(one["contender"], []).append(one)
     return runs
+
+
+def reference_of(runs: Mapping[str, list[Result]]) -> list[Result]:
+    """The runs that the others are compared with: plain Unsloth's with varlen attention, else the first contender's.
+
+    Args:
+        runs (`Mapping[str, list[Mapping]]`): Of one workload, by contender.
+
+    Returns:
+        `list[Mapping]`: Of one contender.
+    """
+    return runs.get(REFERENCE) or next(iter(runs.values()))
 
 
 def _plans(results: Sequence[Result]) -> str:
@@ -133,7 +156,3 @@ def _cells(runs: Sequence[Result], reference: Sequence[Result]) -> list[str]:
 
 def _work(result: Result) -> tuple[str, ...]:
     return tuple(str(result[key]) for key in _WORK)
-
-
-def _by(ordered: Iterable[Result], key: Any) -> list[list[Result]]:
-    return [list(group) for _, group in groupby(ordered, key)]
