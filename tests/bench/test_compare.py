@@ -177,11 +177,11 @@ def test_rows_side_by_side_are_counted_and_trained_alike(folder: Path, tmp_path:
 
 @pytest.mark.multigpu(gpus=2)
 def test_rows_with_images_are_trained_alike_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One model of `FastVisionModel` in two rounds of three trainers, on two GPUs and on one."""
+    """One model of `FastVisionModel` in two rounds of four trainers, on two GPUs and on one."""
     monkeypatch.setenv("UNSLOTH_COMPILE_DISABLE", "1")
     save = [sys.executable, "-m", "unsloth_accel.bench.random_vision", "tiny", "tiny"]
     subprocess.run(save, cwd=tmp_path, check=True, timeout=120)
-    names = ["varlen", "keep", "auto"]
+    names = ["varlen", "keep", "auto", "pieces"]
     two, _ = compare(tmp_path, "2x2:lognormal:images", 2, names, "--rounds", "2")
     one, _ = compare(tmp_path, "4x2:lognormal:images", 1, names, "--rounds", "2")
     for results in (two, one):

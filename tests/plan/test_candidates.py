@@ -8,6 +8,7 @@ from unsloth_accel import PlanCandidate
 from unsloth_accel.plan.candidates import (
     BUSY_TOKENS,
     MemoryFigures,
+    as_given,
     candidates,
     first_choice,
     micro_batch_candidate,
@@ -37,6 +38,15 @@ def test_more_pieces_let_more_layers_stay() -> None:
 def test_a_row_is_not_cut() -> None:
     found = candidates(SMALL, 8000, 8000, 8, LAYERS)
     assert [(one.pieces, one.layers_kept) for one in found] == [(1, 5)], "no piece is shorter than the longest row"
+
+
+def test_padded_micro_batches_are_candidates_as_they_are_and_put_together() -> None:
+    found = candidates(LARGE, 8000, 512, 12, LAYERS, padded_batches=6)
+    assert [(one.pieces, one.layers_kept) for one in found] == [(n, LAYERS) for n in (1, 2, 4, 6)]
+    assert as_given(found, 6) == 3
+    found = candidates(SMALL, 8000, 512, 8, LAYERS, padded_batches=4)
+    assert [(one.pieces, one.layers_kept) for one in found] == [(1, 5), (2, 12), (4, 25), (8, LAYERS)]
+    assert as_given(found, 4) == 2
 
 
 def test_a_batch_below_the_measured_one_is_not_thought_to_need_less_than_it() -> None:

@@ -5,13 +5,21 @@ from dataclasses import replace
 import pytest
 
 from unsloth_accel import StepPlan
+from unsloth_accel.plan.pieces import Together
 from unsloth_accel.plan.probe import ProbeFigures
 from unsloth_accel.plan.tuning import STEPS_TRIED, STEPS_WORTH_TUNING, PlanTuner
 
 
 GIB, MIB = 2.0**30, 2.0**20
 ROOMY = ProbeFigures(
-    room=60 * GIB, peak=8 * GIB, work=0.2 * MIB, layer=0.15 * MIB, batch_tokens=1000, step_tokens=4000
+    room=60 * GIB,
+    peak=8 * GIB,
+    work=0.2 * MIB,
+    layer=0.15 * MIB,
+    batch_tokens=1000,
+    step_tokens=4000,
+    together=Together.DOCUMENTS,
+    together_tokens=4000,
 )
 FULL = replace(ROOMY, room=4 * GIB)
 # What the slowest rank takes for a step, by pieces; not what the rule begins with.
@@ -22,7 +30,7 @@ def tuner(steps: int = 1000, longest_row: int | None = 256, layers: int = 28) ->
     return PlanTuner(rows=8, micro_batch_rows=2, longest_row=longest_row, layers=layers, balance=True, steps=steps)
 
 
-def train(search: PlanTuner, figures: list[ProbeFigures], together: bool = True, limit: int = 60) -> list[StepPlan]:
+def train(search: PlanTuner, figures: list[ProbeFigures], limit: int = 60) -> list[StepPlan]:
     """The plan of each step until one is found, on a machine that takes what `MILLISECONDS` says."""
     plans: list[StepPlan] = []
     while not search.is_done and len(plans) < limit:
@@ -32,7 +40,7 @@ def train(search: PlanTuner, figures: list[ProbeFigures], together: bool = True,
             figures if search.measures_memory else [ProbeFigures(step_tokens=one.step_tokens) for one in figures]
         )
         milliseconds = MILLISECONDS.get(before.pieces or 0, 500.0)
-        search.settle(measured, [milliseconds / 2, milliseconds], together)
+        search.settle(measured, [milliseconds / 2, milliseconds])
     return plans
 
 
@@ -80,12 +88,53 @@ def test_a_candidate_that_is_hardly_faster_is_not_preferred(monkeypatch: pytest.
 
 
 def test_micro_batches_that_are_not_put_together_only_keep_layers() -> None:
+    apart = replace(FULL, together=Together.NOT, together_tokens=0)
     search = tuner()
-    train(search, [FULL, FULL], together=False)
+    train(search, [FULL, apart])
     assert (search.record.plan.pieces, search.record.plan.layers_kept) == (None, 28), "2 rows of 256 tokens"
     search = tuner(longest_row=None)
-    train(search, [FULL, FULL], together=False)
+    train(search, [apart, FULL])
     assert search.record.plan.layers_kept == 0, "rows of any length may come"
+
+
+def padded(together: Together) -> list[ProbeFigures]:
+    """4 micro-batches of 2 rows, of which the longest has 700 tokens on one rank and 500 on the other."""
+    return [replace(ROOMY, together=together, together_tokens=8 * longest) for longest in (500, 700)]
+
+
+@pytest.mark.parametrize("together", [Together.ROWS, Together.IMAGES])
+def test_padded_micro_batches_are_put_together_only_if_that_is_measured_to_pay(
+    together: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = tuner(steps=STEPS_WORTH_TUNING - 1)
+    train(search, padded(together))
+    assert (search.record.plan.pieces, search.record.plan.layers_kept) == (4, 28), "as given, every layer kept"
+    search = tuner()
+    tried = [plan.pieces for plan in train(search, padded(together))[2:]]
+    assert tried[: 3 * STEPS_TRIED] == [4] * STEPS_TRIED + [1] * STEPS_TRIED + [2] * STEPS_TRIED
+    assert search.record.plan.pieces == 2
+    for pieces in (1, 2):
+        monkeypatch.setitem(MILLISECONDS, pieces, 240.0)
+    search = tuner()
+    train(search, padded(together))
+    assert search.record.plan.pieces == 4, "hardly faster"
+
+
+def test_ranks_with_images_and_without_make_one_plan() -> None:
+    (rows, _), (images, _) = padded(Together.ROWS), padded(Together.IMAGES)
+    tight = [replace(one, room=0.9 * GIB) for one in (rows, images)]
+    plans = [tuner(longest_row=512) for _ in range(2)]
+    assert train(plans[0], tight) == train(plans[1], tight[::-1])
+    alone = tuner(longest_row=512)
+    train(alone, [tight[0], tight[0]])
+    most = [max(one.layers_kept for one in search.record.candidates) for search in (plans[0], alone)]
+    assert most[0] < most[1], "a micro-batch with images is never cut, so it has to fit at its largest"
+
+
+def test_images_of_any_size_leave_no_layer() -> None:
+    search = tuner(longest_row=None)
+    train(search, padded(Together.IMAGES))
+    assert {one.layers_kept for one in search.record.candidates} == {0}
 
 
 def test_without_a_gpu_nothing_is_measured() -> None:

@@ -28,14 +28,23 @@ PADDING_FREE = {
 }
 # On the CPU a plan is chosen without measuring.
 PADDING_FREE |= {"plan=auto": (1, 2)}
-# Padded micro-batches are computed as they are, or, if there are not enough of them, cut between rows.
-PADDED = {"padding_free=no,pieces=1": (4, 0), "padding_free=no,pieces=6": (6, 0), "padding_free=no,plan=auto": (4, 2)}
+# Padded micro-batches are filled up to the longest, or, if there are not enough of them, cut between rows.
+PADDED = {
+    "padding_free=no,pieces=1": (1, 0),
+    "padding_free=no,pieces=3": (3, 0),
+    "padding_free=no,pieces=6": (6, 0),
+    "padding_free=no,pieces=2,layers=1,balance=no": (2, 1),
+    "padding_free=no,layers=1": (4, 1),
+    "padding_free=no,plan=auto": (1, 2),
+}
 # Where memory is measured: the forwards of each step, by what the smaller card holds, in tokens of which all layers
 # are kept. The first step is as asked for, the second is measured; a rank has about 440 tokens in a step.
 SEARCHED = {
     "plan=auto,fits=800": [4, 4, 1],
     "plan=auto,fits=300,max_length=160": [4, 4, 1],
+    "padding_free=no,plan=auto,fits=2000": [4, 4, 4],  # in a short run as they are
 }
+TUNED_PADDED = "padding_free=no,plan=auto,fits=2000,max_length=160,steps=32"
 TUNED, KEEP_LONG = "plan=auto,fits=300,max_length=160,steps=32", "plan=keep,max_length=160,steps=32"
 # The last rank runs out of memory where a batch has more tokens than that. Rank 0, whose forwards these are, is told.
 OUT_OF_MEMORY = {
@@ -44,6 +53,7 @@ OUT_OF_MEMORY = {
     "pieces=1,oom=backward,limit=400": 1,
     "pieces=1,oom=backward,limit=150": 1,
     "plan=auto,oom=backward,limit=400": 1,
+    "padding_free=no,pieces=1,oom=backward,limit=600": 1,
 }
 # Two rows are too many where one has more than 80 tokens.
 PADDED_OUT_OF_MEMORY = "padding_free=no,layers=0,oom=backward,limit=160"
@@ -86,6 +96,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dic
         COMPLETION,
         *SEARCHED,
         TUNED,
+        TUNED_PADDED,
         *OUT_OF_MEMORY,
         PADDED_OUT_OF_MEMORY,
         *UNCUT,
@@ -190,6 +201,18 @@ def test_a_plan_is_tuned_while_the_run_goes_on_as_one_rank_would(
 
 
 @pytest.mark.gloo
+def test_padded_micro_batches_are_tried_as_they_are_and_put_together(
+    one_rank: dict[str, Run], two_ranks: dict[str, Run]
+) -> None:
+    run = two_ranks[TUNED_PADDED]
+    assert_trained_alike(run, one_rank[KEEP_LONG])
+    assert run["forwards"][:11] == [4, 4, 4, 4, 4, 1, 1, 1, 2, 2, 2], "as they are first"
+    plan = run["plan"]
+    assert [(one["pieces"], one["layers_kept"]) for one in plan["candidates"]] == [(1, 2), (2, 2), (4, 2)]
+    assert set(run["forwards"][12:]) == {plan["plan"]["pieces"]}
+
+
+@pytest.mark.gloo
 def test_one_rank_can_be_tuned_too(one_rank: dict[str, Run]) -> None:
     run = one_rank[ALONE]
     assert_trained_alike(run, one_rank[KEEP])
@@ -226,6 +249,14 @@ def test_what_surrounds_the_micro_batches_is_as_asked_for(two_ranks: dict[str, R
     keep, planned = two_ranks[KEEP], two_ranks["pieces=1"]
     assert planned["substeps"] == keep["substeps"] == 9
     assert planned["tokens seen"] == keep["tokens seen"]
+
+
+@pytest.mark.gloo
+def test_the_padding_of_pieces_is_counted(two_ranks: dict[str, Run]) -> None:
+    apart, together = two_ranks["padding_free=no,layers=1"], two_ranks["padding_free=no,pieces=1"]
+    assert together["tokens"] == apart["tokens"]
+    for real, padded, more in zip(apart["tokens"], apart["computed"], together["computed"], strict=True):
+        assert sum(real) < sum(padded) < sum(more)
 
 
 @pytest.mark.gloo

@@ -13,10 +13,13 @@ from trajectories import Run, assert_follows, assert_same_weights, read_runs
 WORKER = Path(__file__).parents[1] / "workers" / "trajectory.py"
 KINDS = ["lora", "modules_to_save", "full"]
 ADAMW = "kind=lora,checkpointing=true"
+# Padded, as all rows are that Unsloth's CPU backend trains.
+PUT_TOGETHER = "kind=lora,checkpointing=true,optim=sgd,accumulation=2,plan=auto"
 ON_TWO_RANKS = [
     ADAMW,
     *(f"kind={kind},checkpointing=true,optim=sgd" for kind in KINDS),
     "kind=lora,checkpointing=true,optim=sgd,accumulation=2,count=yes",
+    PUT_TOGETHER,
     "kind=lora,checkpointing=true,optim=sgd,sync=overlapped",
     "kind=full,checkpointing=true,optim=sgd,sync=overlapped,accumulation=2",
 ]
@@ -76,6 +79,13 @@ def test_the_references_learn(one_rank: dict[str, Run]) -> None:
 @pytest.mark.parametrize("case", ON_TWO_RANKS)
 def test_two_ranks_follow_one(case: str, one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
     assert_same_trajectory(two_ranks[case], reference(one_rank, two_ranks[case]))
+
+
+@pytest.mark.gloo
+def test_the_micro_batches_of_a_plan_are_one_forward(two_ranks: dict[str, Run]) -> None:
+    run = two_ranks[PUT_TOGETHER]
+    assert run["forwards"] == len(run["logs"])
+    assert two_ranks[ADAMW]["forwards"] == len(two_ranks[ADAMW]["logs"])
 
 
 @pytest.mark.long

@@ -185,6 +185,7 @@ def train(path, folder, case):
         "checkpointed afterwards": sum(layer.gradient_checkpointing for layer in layers),
         "plan": json.loads(trainer.step_plan.to_json()),
         "tokens": [[one.values["tokens"] for one in step] for step in trainer.step_reports],
+        "computed": [[one.values["computed_tokens"] for one in step] for step in trainer.step_reports],
         "tokens seen": trainer.state.num_input_tokens_seen,
         "direct": direct,
         "reductions": 0 if trainer._run is None else trainer._run.reductions_begun,

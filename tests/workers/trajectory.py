@@ -44,6 +44,7 @@ class Case:
     trainer: str = "accelerated"  # or plain: trl.SFTTrainer as Unsloth patches it
     optim: str = "adamw"  # or sgd
     count: str = "no"  # yes: count the collectives of each step
+    plan: str = ""  # of the plugin; empty: its default
 
 
 class CollectiveCount(TrainerCallback):
@@ -126,7 +127,7 @@ def make_trainer(case, model, tokenizer, folder, callbacks):
     common |= {"train_dataset": rows(), "callbacks": callbacks}
     if case.trainer == "plain":
         return SFTTrainer(**common)
-    plugin = UnslothAcceleratorPlugin(gradient_sync=case.sync, comm_hook=case.hook)
+    plugin = UnslothAcceleratorPlugin(gradient_sync=case.sync, comm_hook=case.hook, plan=case.plan or None)
     return UnslothAcceleratedSFTTrainer(**common, plugin=plugin)
 
 
@@ -135,6 +136,8 @@ def train(path, case, out):
     counter = CollectiveCount()
     callbacks = [counter] if case.count == "yes" else []
     trainer = make_trainer(case, model, tokenizer, out.with_suffix(".run"), callbacks)
+    forwards = []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
     trainer.train()
     weights = torch.cat([p.detach().float().reshape(-1) for p in model.parameters() if p.requires_grad]).cpu()
     return {
@@ -143,6 +146,7 @@ def train(path, case, out):
         "between_ranks": between_ranks(weights),
         "metrics": [{k: entry[k] for k in METRICS if k in entry} for entry in trainer.state.log_history],
         "collectives": counter.steps,
+        "forwards": len(forwards),
         "step_reports": [[one._asdict() for one in step] for step in getattr(trainer, "step_reports", [])],
     }
 

@@ -41,16 +41,19 @@ class MemoryFigures:
 
 
 def candidates(
-    memory: MemoryFigures | None, tokens: float, longest_row: int, rows: int, layers: int
+    memory: MemoryFigures | None, tokens: float, never_cut: int, rows: int, layers: int, padded_batches: int = 1
 ) -> list[PlanCandidate]:
     """The plans that fit: from the fewest pieces on, each with the most layers; more pieces only for more layers.
 
+    Where rows are padded, more pieces also have less padding: up to one a micro-batch they count as well.
+
     Args:
         memory (`MemoryFigures`, *optional*): None where nothing limits, as on the CPU.
-        tokens (`float`): The most tokens that a rank is expected to have in a step.
-        longest_row (`int`): The most tokens of a row, which is never cut.
+        tokens (`float`): The most tokens that a rank is expected to have in a step, as one batch.
+        never_cut (`int`): The most tokens of what is never cut, as a row.
         rows (`int`): The rows of a rank in a step.
         layers (`int`): The layers that can be kept.
+        padded_batches (`int`, *optional*, defaults to 1): The padded micro-batches of a rank in a step.
 
     Returns:
         `list[PlanCandidate]`: At least one; the first has the fewest pieces. Micro-batches as given, all layers
@@ -59,13 +62,18 @@ def candidates(
     if memory is None:
         return [PlanCandidate(pieces=1, tokens=None, layers_kept=layers)]
     found: list[PlanCandidate] = []
-    pieces = 1
-    while pieces <= rows and not (found and found[-1].layers_kept == layers):
-        kept = memory.layers_that_fit(max(tokens / pieces, longest_row, 1), layers)
-        if kept > (found[-1].layers_kept if found else -1):
+    for pieces in _counts(rows, padded_batches):
+        best = found[-1].layers_kept if found else -1
+        kept = memory.layers_that_fit(max(tokens / pieces, never_cut, 1), layers)
+        if kept > best or (kept == best >= 0 and pieces <= padded_batches):
             found.append(PlanCandidate(pieces=pieces, tokens=memory.tokens_that_fit(kept), layers_kept=kept))
-        pieces *= 2
     return found or [PlanCandidate(pieces=None, tokens=None, layers_kept=0)]
+
+
+def _counts(rows: int, batches: int) -> list[int]:
+    """Twice as many pieces each time, up to one a row; and one a micro-batch."""
+    doubled = [2**power for power in range(rows.bit_length())]
+    return sorted({*doubled, min(batches, rows)})
 
 
 def micro_batch_candidate(memory: MemoryFigures, tokens: int | None, layers: int) -> PlanCandidate:
@@ -79,6 +87,11 @@ def micro_batch_candidate(memory: MemoryFigures, tokens: int | None, layers: int
     """
     kept = 0 if tokens is None else max(0, memory.layers_that_fit(tokens, layers))
     return PlanCandidate(pieces=None, tokens=None, layers_kept=kept)
+
+
+def as_given(found: Sequence[PlanCandidate], batches: int) -> int:
+    """The index of the one with a piece for each padded micro-batch, or with most pieces up to that many."""
+    return max((index for index, one in enumerate(found) if (one.pieces or 0) <= batches), default=0)
 
 
 def first_choice(found: Sequence[PlanCandidate], tokens: float) -> int:

@@ -19,6 +19,8 @@ class ProbeFigures:
         layer (`float`): Bytes that a kept layer held for each token.
         batch_tokens (`float`): The tokens of the largest batch, padding included.
         step_tokens (`float`): Those of the whole step.
+        together (`float`): How its micro-batches can be put together: a [`Together`].
+        together_tokens (`float`): The tokens of the step as one batch, padding included; 0 where it cannot be one.
     """
 
     room: float = 0.0
@@ -27,6 +29,8 @@ class ProbeFigures:
     layer: float = 0.0
     batch_tokens: float = 0.0
     step_tokens: float = 0.0
+    together: float = 0.0
+    together_tokens: float = 0.0
 
 
 class MemoryProbe:

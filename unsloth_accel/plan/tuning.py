@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..step_plan import PlanCandidate, StepPlan, StepPlanRecord
-from .candidates import MemoryFigures, candidates, first_choice, micro_batch_candidate
+from .candidates import MemoryFigures, as_given, candidates, first_choice, micro_batch_candidate
+from .pieces import Together
 from .probe import ProbeFigures
 
 
@@ -60,23 +61,22 @@ class PlanTuner:
         self._found = candidates(None, 0, 0, self._rows, self._layers)
         self._finish("the memory of a CPU is not measured")
 
-    def settle(self, figures: Sequence[ProbeFigures], milliseconds: Sequence[float], together: bool) -> None:
+    def settle(self, figures: Sequence[ProbeFigures], milliseconds: Sequence[float]) -> None:
         """Takes in the reports of a step.
 
         Args:
             figures (`Sequence[ProbeFigures]`): What each rank measured in it.
             milliseconds (`Sequence[float]`): What each rank took to compute the step before it.
-            together (`bool`): Whether the micro-batches of a step are put together.
         """
         step = len(self._used)
         if not self._found and step >= 2:
-            self._find(figures, together)
+            self._find(figures)
         elif self._found:
             self._note_time(milliseconds)
         self._tokens = sum(one.step_tokens for one in figures) / len(figures)
         self._go_on()
 
-    def _find(self, figures: Sequence[ProbeFigures], together: bool) -> None:
+    def _find(self, figures: Sequence[ProbeFigures]) -> None:
         self._figures = list(figures)
         memory = MemoryFigures(
             room=min(one.room for one in figures),
@@ -84,14 +84,24 @@ class PlanTuner:
             layer=max(one.layer for one in figures),
             measured_tokens=max(one.batch_tokens for one in figures),
         )
-        if together:
-            tokens = HEADROOM * max(one.step_tokens for one in figures)
-            self._found = candidates(memory, tokens, self._longest_row or 0, self._rows, self._layers)
-            self._rule = self._chosen = first_choice(self._found, tokens)
-        else:
-            # What cannot be cut must fit at its largest.
-            largest = self._micro_batch_rows * self._longest_row if self._longest_row else None
-            self._found = [micro_batch_candidate(memory, largest, self._layers)]
+        tokens = HEADROOM * max(one.together_tokens for one in figures)
+        batches = self._rows // self._micro_batch_rows
+        # What is never cut must fit at its largest.
+        row, batch = self._longest_row, self._longest_row and self._micro_batch_rows * self._longest_row
+        match Together(int(min(one.together for one in figures))):
+            case Together.NOT:
+                self._found = [micro_batch_candidate(memory, batch, self._layers)]
+            case Together.IMAGES:
+                layers = self._layers if batch else 0
+                self._found = candidates(memory, tokens, batch or 0, self._rows, layers, batches)
+                self._rule = as_given(self._found, batches)
+            case Together.ROWS:
+                self._found = candidates(memory, tokens, row or 0, self._rows, self._layers, batches)
+                self._rule = as_given(self._found, batches)
+            case Together.DOCUMENTS:
+                self._found = candidates(memory, tokens, row or 0, self._rows, self._layers)
+                self._rule = first_choice(self._found, tokens)
+        self._chosen = self._rule
         self._times = [[] for _ in self._found]
 
     def _note_time(self, milliseconds: Sequence[float]) -> None:

@@ -8,7 +8,7 @@ from accelerate.utils import concatenate
 from torch import Tensor
 
 from ..plan.out_of_memory import compute_parts
-from ..plan.pieces import halve, is_padding_free
+from ..plan.pieces import Batch, halve, is_padding_free
 from .sft_metrics import TOKEN_MEANS, count_labelled
 
 
@@ -51,7 +51,7 @@ class TokenWeightedMeans:
             self._add(prediction[0], labelled[-1])
         return parts[0] if len(parts) == 1 else _together(parts, labelled, is_padding_free(inputs))
 
-    def _cut(self, batch: Mapping[str, Any], error: str) -> list[dict[str, Tensor]]:
+    def _cut(self, batch: Batch, error: str) -> list[Batch]:
         logged = self._trainer._metrics["eval"]
         for name in TOKEN_MEANS:  # what TRL has noted of the part that broke off
             del logged.get(name, [])[self._taken_in[name] :]

@@ -16,10 +16,11 @@ from ..plan.dataloader import balance_batches, why_not_balanced
 from ..plan.layers import checkpointed_layers, keep_layers
 from ..plan.lengths import row_lengths
 from ..plan.out_of_memory import compute_parts, is_out_of_memory
-from ..plan.pieces import can_be_cut, group, halve, is_padding_free
+from ..plan.pieces import Piece, Together, cut, group, how_together, merge, tokens_together
 from ..ranks.environment import rank
 from ..ranks.logging import log_once
 from ..step_plan import StepPlanRecord
+from .tokens import count_computed_tokens
 
 
 # Unsloth's own balancing, https://github.com/unslothai/unsloth/blob/main/unsloth/utils/token_budget.py
@@ -45,12 +46,12 @@ class PlannedSteps:
         self._reduce: Callable[[], None] | None = None
         self.on_compute: Callable[[], None] = lambda: None
         self.on_computed: Callable[[], None] = lambda: None
-        self.puts_together = False
+        self.together = Together.NOT
         self._undo_layers: Undo = lambda: None
         self._kept = 0
         self.cuts, self.drops_layers = 0, False
         self._waiting = 0
-        self._pieces: list[Any] = []
+        self._pieces: list[Piece] = []
         self._is_sum = False
         self._has_said_why = False
 
@@ -95,25 +96,29 @@ class PlannedSteps:
     def begin_step(self, batches: Sequence[Any], num_items_in_batch: Any) -> None:
         """Makes the pieces of the step that begins.
 
-        Micro-batches are put together if they are documents side by side; to be computed again in halves if they do
-        not fit, it is enough that their loss is a sum; with every layer recomputed any can be computed again.
+        Micro-batches are put together, and computed again in halves if they do not fit, if their loss is a sum and
+        their tensors are those of documents side by side or of padded rows; with every layer recomputed any can be
+        computed again.
         """
         plan = self.record.plan
         self.cuts, self.drops_layers = 0, False
         self._waiting, self._is_sum = len(batches), num_items_in_batch is not None
-        self.puts_together = self._is_sum and all(map(is_padding_free, batches))
-        if self.puts_together and plan.pieces is not None:
-            tokens = sum(batch["input_ids"].shape[1] for batch in batches)
-            pieces = max(plan.pieces, -(-tokens // plan.tokens) if plan.tokens else 1)
+        self.together = how_together(batches) if self._is_sum else Together.NOT
+        self._pieces = [[batch] for batch in batches]
+        if self.together and plan.pieces is not None:
+            pieces = max(plan.pieces, -(-tokens_together(batches) // plan.tokens) if plan.tokens else 1)
             self._pieces = _at_least(pieces, group(batches, pieces))
-        elif self._is_sum and all(map(can_be_cut, batches)):
-            self._pieces = _at_least(plan.pieces or 1, [dict(batch) for batch in batches])
-        else:
-            self._pieces = list(batches)
         if not self._is_sum:
             self._log_why("their loss is not divided by the tokens of the whole step")
-        elif plan.pieces is not None and not self.puts_together:
-            self._log_why(f"they are not padding-free: {_describe(batches[0])}")
+        elif plan.pieces is not None and not self.together:
+            self._log_why(f"they are neither padding-free nor alike and padded: {_describe(batches[0])}")
+
+    @property
+    def computed_tokens(self) -> int:
+        """The tokens of the step that has begun, with the padding of its pieces; 0 for what is no tokens yet."""
+        return sum(
+            tokens_together(piece) if len(piece) > 1 else count_computed_tokens(piece[0]) for piece in self._pieces
+        )
 
     def _log_why(self, reason: str) -> None:
         if not self._has_said_why:
@@ -149,15 +154,15 @@ class PlannedSteps:
         self._reduce()
         return loss
 
-    def _compute(self, pieces: Sequence[Any], step: TrainingStep, model: Any, num_items_in_batch: Any) -> Tensor:
+    def _compute(self, pieces: Sequence[Piece], step: TrainingStep, model: Any, num_items_in_batch: Any) -> Tensor:
         """All pieces; the last one's backward ends with the reduction of DDP, so none can be computed again."""
         *first, last = pieces
         loss = torch.zeros((), device=self._trainer.args.device)
         try:
             for piece in first:
                 with self._trainer.accelerator.no_sync(model):
-                    loss += step(model, piece, num_items_in_batch)
-            return loss + step(model, last, num_items_in_batch)
+                    loss += step(model, merge(piece), num_items_in_batch)
+            return loss + step(model, merge(last), num_items_in_batch)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -168,21 +173,21 @@ class PlannedSteps:
             ) from error
 
     def _compute_whatever_fits(
-        self, pieces: Sequence[Any], step: TrainingStep, model: Any, num_items_in_batch: Any
+        self, pieces: Sequence[Piece], step: TrainingStep, model: Any, num_items_in_batch: Any
     ) -> Tensor:
         """All pieces; one that does not fit into memory is cut in two and computed again, without the other ranks."""
         parameters = [p for p in self._trainer.model.parameters() if p.requires_grad]
         total = torch.zeros((), device=self._trainer.args.device)
 
-        def compute(piece: Any) -> Tensor:
-            return step(model, piece, num_items_in_batch)
+        def compute(piece: Piece) -> Tensor:
+            return step(model, merge(piece), num_items_in_batch)
 
         for _, loss in compute_parts(pieces, compute, self._cut if self._splits else None, parameters):
             total += loss
         return total
 
-    def _cut(self, piece: Any, error: str) -> list[Any]:
-        parts = halve(piece) if self._is_sum else [piece]
+    def _cut(self, piece: Piece, error: str) -> list[Piece]:
+        parts = cut(piece) if self._is_sum else [piece]
         if len(parts) > 1:
             self.cuts += 1
         elif self._kept:
@@ -190,7 +195,7 @@ class PlannedSteps:
             self.drops_layers = True
         else:
             raise torch.OutOfMemoryError(
-                f"{_too_large(piece)} does not fit into memory by itself on rank {rank()}, with every layer "
+                f"{_too_large(piece[0])} does not fit into memory by itself on rank {rank()}, with every layer "
                 f"recomputed. Lower `max_length`, or load the model in 4 bit. {error}"
             )
         return parts
@@ -248,12 +253,12 @@ def balance_rows(trainer: Any, dataloader: Any, dataset: Any, accumulation: int)
     return balance_batches(dataloader, lengths, RowCost.from_config(trainer.model.config, padded), accumulation), ""
 
 
-def _at_least(count: int, pieces: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+def _at_least(count: int, pieces: list[Piece]) -> list[Piece]:
     """Cuts the longest pieces, where there are fewer than `count`, which micro-batches that are too large need."""
-    whole: list[dict[str, Tensor]] = []  # single documents
+    whole: list[Piece] = []  # what is never cut
     while pieces and len(whole) + len(pieces) < count:
-        pieces.sort(key=lambda piece: piece["input_ids"].numel())
-        halves = halve(pieces.pop())
+        pieces.sort(key=tokens_together)
+        halves = cut(pieces.pop())
         (pieces if len(halves) > 1 else whole).extend(halves)
     return [*whole, *pieces]
 

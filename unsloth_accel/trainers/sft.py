@@ -181,6 +181,7 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
             return batches, num_items_in_batch
         if self._planned is not None:
             self._planned.begin_step(batches, num_items_in_batch)
+            self._tokens.computed = self._planned.computed_tokens
             self._steps_alone = self.accelerator.num_processes == 1
         if self._search is not None:
             self._search.begin_step(batches)

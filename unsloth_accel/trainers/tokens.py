@@ -9,22 +9,26 @@ from ..ddp.reports import Action, RankReport
 
 
 class TokenCount:
-    """Reports a rank's tokens of each optimizer step: `tokens` without padding, `computed_tokens` with it."""
+    """Reports a rank's tokens of each optimizer step: `tokens` without padding, `computed_tokens` with it.
+
+    Attributes:
+        computed (`int`): The latter, of the step that has begun; who puts micro-batches together sets it anew.
+    """
 
     columns: tuple[str, ...] = ("tokens", "computed_tokens")
 
     def __init__(self) -> None:
         self._tokens: Tensor | float = 0.0
-        self._computed = 0
+        self.computed = 0
 
     def begin_step(self, batches: Sequence[Any]) -> None:
         """Counts the micro-batches of the step that begins; on their device, so nothing waits for it."""
         self._tokens = sum((count_tokens(inputs) for inputs in batches), 0.0)
-        self._computed = sum(count_computed_tokens(inputs) for inputs in batches)
+        self.computed = sum(count_computed_tokens(inputs) for inputs in batches)
 
     def report(self) -> Mapping[str, float | Tensor]:
         """The step's tokens."""
-        return {"tokens": self._tokens, "computed_tokens": self._computed}
+        return {"tokens": self._tokens, "computed_tokens": self.computed}
 
     def decide(self, ranks: Sequence[RankReport]) -> Action | None:
         """Nothing follows from the counts."""
