@@ -236,10 +236,12 @@ def test_arguments_by_position_are_refused_on_every_rank(
     found = request.getfixturevalue("two_ranks" if kind == "TRL's" else "generated")[1]["classes"]
     assert "error" not in found, found["at"]
     for rank in found["refused"]:
-        (finding, why), empty = rank[trainer]
+        (finding, why), empty, inside = rank[trainer]
         assert finding == "ConfigurationError"
         assert why.startswith("`auto_find_batch_size` must be False on several ranks, got True: ")
         assert empty == ["ConfigurationError", "`per_device_train_batch_size` must be at least 1, got 0."]
+        assert inside[0] == "ConfigurationError"
+        assert "in its `step` on several ranks, got 'lomo': it would update them in backward" in inside[1]
 
 
 @pytest.mark.gloo

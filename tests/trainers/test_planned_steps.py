@@ -61,6 +61,11 @@ PADDED_OUT_OF_MEMORY = "padding_free=no,layers=0,oom=backward,limit=160"
 NOT_CUT = "padding_free=no,positions=yes,oom=backward,limit=160,kept_layers_only=yes"
 UNCUT = [f"{NOT_CUT},layers=all", f"{NOT_CUT},plan=auto,fits=2000"]
 KEEP_COMPLETION, COMPLETION = "plan=keep,completion=yes", "pieces=1,completion=yes"
+# Where what a row adds depends on the rows beside it, or on the rank that has it.
+BY_LENGTH, KEEP_BY_LENGTH = "pieces=1,rope=dynamic", "plan=keep,rope=dynamic"
+NOISY = "pieces=1,neftune_noise_alpha=5"
+BY_RANK, KEEP_BY_RANK = "pieces=1,average=no", "plan=keep,average=no"
+KEEP_SMOOTHED, SMOOTHED = "plan=keep,label_smoothing_factor=0.1", "pieces=1,label_smoothing_factor=0.1"
 PACKED = ["packing=yes,pieces=1", "packing=yes,pieces=1,layers=all"]
 # The package, and whatever else this Python was told to find.
 PATHS = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -73,7 +78,7 @@ RAISED = "pieces=1,oom=forward,limit=400,on_oom=raise"
 def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
     """Without a launcher: under it Accelerate wraps the model of one rank in DDP, which this checkpointing breaks."""
     folder = tmp_path_factory.mktemp("one")
-    cases = [KEEP, KEEP_PACKED, "pieces=1,layers=1", KEEP_LONG, KEEP_COMPLETION, ALONE]
+    cases = [KEEP, KEEP_PACKED, "pieces=1,layers=1", KEEP_LONG, KEEP_COMPLETION, KEEP_SMOOTHED, ALONE]
     environment = {
         **os.environ,
         **ON_CPU,
@@ -100,6 +105,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dic
         *OUT_OF_MEMORY,
         PADDED_OUT_OF_MEMORY,
         *UNCUT,
+        *(BY_LENGTH, KEEP_BY_LENGTH, NOISY, BY_RANK, KEEP_BY_RANK, SMOOTHED),
         RAISED,
         TOO_LARGE,
     ]
@@ -130,6 +136,25 @@ def test_packed_rows_of_a_short_last_step_follow_one_rank(
 def test_prompts_stay_out_of_the_loss(one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
     assert_trained_alike(two_ranks[COMPLETION], one_rank[KEEP_COMPLETION])
     assert two_ranks[COMPLETION]["forwards"] == [1, 1, 1]
+
+
+@pytest.mark.gloo
+def test_rows_that_depend_on_those_beside_them_are_computed_as_given(two_ranks: dict[str, Run]) -> None:
+    assert two_ranks[BY_LENGTH]["forwards"] == two_ranks[NOISY]["forwards"] == [4] * 3
+    assert_trained_alike(two_ranks[BY_LENGTH], two_ranks[KEEP_BY_LENGTH])
+    assert two_ranks[NOISY]["tokens"] == two_ranks[KEEP]["tokens"], "each rank has the rows that it has by number"
+
+
+@pytest.mark.gloo
+def test_rows_that_count_by_the_tokens_of_their_rank_stay_there(two_ranks: dict[str, Run]) -> None:
+    assert two_ranks[BY_RANK]["forwards"] == [1] * 3
+    assert_trained_alike(two_ranks[BY_RANK], two_ranks[KEEP_BY_RANK])
+
+
+@pytest.mark.gloo
+def test_a_smoothed_loss_is_a_sum_too(one_rank: dict[str, Run], two_ranks: dict[str, Run]) -> None:
+    assert two_ranks[SMOOTHED]["forwards"] == [1] * 3
+    assert_trained_alike(two_ranks[SMOOTHED], one_rank[KEEP_SMOOTHED])
 
 
 @pytest.mark.gloo

@@ -19,6 +19,7 @@ import trl
 import unsloth
 from cases import RANK, WORLD_SIZE, of_all_ranks, report, steps_logged
 from start import failure
+from transformers.training_args import OptimizerNames
 
 from unsloth_accel import accelerated
 
@@ -57,10 +58,11 @@ def refused(folder):
     for name, before in BEFORE_ARGUMENTS.items():
         trainer_class = accelerated(getattr(trl, f"{name}Trainer"))
         config_class = getattr(trl, f"{name}Config")
-        finding, empty = (arguments(config_class, folder, 1) for _ in range(2))
+        finding, empty, inside = (arguments(config_class, folder, 1) for _ in range(3))
         finding.auto_find_batch_size = True  # afterwards, because some configs refuse it, or calculate with it, alone
         empty.per_device_train_batch_size = 0
-        found[name] = [failure(trainer_class, *before, given) for given in (finding, empty)]
+        inside.optim = OptimizerNames.LOMO
+        found[name] = [failure(trainer_class, *before, given) for given in (finding, empty, inside)]
     return found
 
 

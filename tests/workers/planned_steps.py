@@ -28,6 +28,8 @@ from unsloth_accel.trainers import plan_search
 
 
 GLOBAL_BATCH, STEPS = 16, 3
+NUMBERS = ["neftune_noise_alpha", "label_smoothing_factor"]
+BY_LENGTH = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 WORDS = ["rank", "rows", "gradient", "tokens", "step", "weights"]
 
 
@@ -146,7 +148,8 @@ def plan_of(case):
 def train(path, folder, case):
     accumulation = int(case.get("accumulation", "4"))
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    rope = {"rope_parameters": BY_LENGTH, "max_position_embeddings": 16} if "rope" in case else {}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **rope)
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
     forwards = Forwards(model)
     if "oom" in case and RANK == WORLD_SIZE - 1:
@@ -158,6 +161,8 @@ def train(path, folder, case):
     arguments |= {"per_device_train_batch_size": GLOBAL_BATCH // WORLD_SIZE // accumulation}
     arguments |= {"gradient_accumulation_steps": accumulation, "gradient_checkpointing": True}
     arguments |= {"padding_free": case.get("padding_free", "yes") == "yes", "packing": case.get("packing") == "yes"}
+    arguments |= {name: float(case[name]) for name in NUMBERS if name in case}
+    arguments |= {"average_tokens_across_devices": case.get("average", "yes") == "yes"}
     trainer = UnslothAcceleratedSFTTrainer(
         model=model,
         args=SFTConfig(str(folder), dataset_num_proc=1, **arguments),

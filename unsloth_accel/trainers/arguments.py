@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigurationError
 from ..ranks.logging import log_once
 from .mean_loss import loss_is_mean
+from .regrouping import updating_in_backward
 from .signature import parameters_up_the_mro
 
 
@@ -54,12 +55,13 @@ def check_arguments(trainer_class: type, given: Mapping[str, Any], *, distribute
         distributed (`bool`): Whether there are several ranks.
 
     Raises:
-        ConfigurationError: If the batch size is below 1, `auto_find_batch_size` is asked for on several ranks, or a
-            trainer of rewards is given a language model.
+        ConfigurationError: If the batch size is below 1; `auto_find_batch_size`, or an optimizer that updates the
+            weights in backward, is asked for on several ranks; or a trainer of rewards is given a language model.
     """
     arguments = given.get("args")
     if arguments is not None:
         _check_batch_size(arguments, distributed)
+        _check_optimizer(arguments, distributed)
     if any(cls.__name__.endswith("RewardTrainer") for cls in trainer_class.__mro__):
         _check_gives_rewards(given.get("model"))
 
@@ -76,6 +78,15 @@ def _check_batch_size(arguments: "TrainingArguments", distributed: bool) -> None
             "`auto_find_batch_size` must be False on several ranks, got True: a rank that runs out of memory would "
             "start again alone, and all would hang. Use a smaller `per_device_train_batch_size`, and raise "
             "`gradient_accumulation_steps` to match."
+        )
+
+
+def _check_optimizer(arguments: "TrainingArguments", distributed: bool) -> None:
+    optimizer = updating_in_backward(arguments)
+    if distributed and optimizer:
+        raise ConfigurationError(
+            f"`optim` must be one that updates weights in its `step` on several ranks, got {optimizer!r}: it would "
+            "update them in backward, with the gradients of one rank. Use 'adamw_8bit', or one GPU."
         )
 
 

@@ -20,6 +20,7 @@ from ..plan.pieces import Piece, Together, cut, group, how_together, merge, toke
 from ..ranks.environment import rank
 from ..ranks.logging import log_once
 from ..step_plan import StepPlanRecord
+from .regrouping import why_not_dealt_anew, why_not_regrouped
 from .tokens import count_computed_tokens
 
 
@@ -50,6 +51,7 @@ class PlannedSteps:
         self._undo_layers: Undo = lambda: None
         self._kept = 0
         self.cuts, self.drops_layers = 0, False
+        self._as_given = why_not_regrouped(trainer)
         self._waiting = 0
         self._pieces: list[Piece] = []
         self._is_sum = False
@@ -63,9 +65,11 @@ class PlannedSteps:
             log_once("step plan: Unsloth balances the ranks (UNSLOTH_TOKEN_BALANCE), so rows are dealt as it says")
             return dataloader
         trainer = self._trainer
-        balanced, reason = balance_rows(
-            trainer, dataloader, trainer.train_dataset, trainer.args.gradient_accumulation_steps
-        )
+        balanced, reason = dataloader, why_not_dealt_anew(trainer)
+        if not reason:
+            balanced, reason = balance_rows(
+                trainer, dataloader, trainer.train_dataset, trainer.args.gradient_accumulation_steps
+            )
         if reason:
             log_once("step plan: rows are dealt by number: %s", reason)
         return balanced
@@ -96,20 +100,20 @@ class PlannedSteps:
     def begin_step(self, batches: Sequence[Any], num_items_in_batch: Any) -> None:
         """Makes the pieces of the step that begins.
 
-        Micro-batches are put together, and computed again in halves if they do not fit, if their loss is a sum and
-        their tensors are those of documents side by side or of padded rows; with every layer recomputed any can be
-        computed again.
+        Micro-batches are put together, and computed again in halves if they do not fit, if each row adds what it adds
+        whatever is beside it, and their tensors are those of documents side by side or of padded rows; with every
+        layer recomputed any can be computed again.
         """
         plan = self.record.plan
         self.cuts, self.drops_layers = 0, False
-        self._waiting, self._is_sum = len(batches), num_items_in_batch is not None
+        self._waiting, self._is_sum = len(batches), num_items_in_batch is not None and not self._as_given
         self.together = how_together(batches) if self._is_sum else Together.NOT
         self._pieces = [[batch] for batch in batches]
         if self.together and plan.pieces is not None:
             pieces = max(plan.pieces, -(-tokens_together(batches) // plan.tokens) if plan.tokens else 1)
             self._pieces = _at_least(pieces, group(batches, pieces))
         if not self._is_sum:
-            self._log_why("their loss is not divided by the tokens of the whole step")
+            self._log_why(self._as_given or "their loss is not divided by the tokens of the whole step")
         elif plan.pieces is not None and not self.together:
             self._log_why(f"they are neither padding-free nor alike and padded: {_describe(batches[0])}")
 
