@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unsloth_accel.plan.pieces import Together, cut, group, how_together, merge, tokens_together
+from unsloth_accel.plan.pieces import Together, cut, how_together, make_pieces, merge, tokens_together
 
 
 WORKERS = Path(__file__).parents[1] / "workers"
@@ -35,6 +35,10 @@ def padding_free(*lengths: int) -> dict[str, Tensor]:
 def with_images(*lengths: int, images: int = 1, **more: Any) -> dict[str, Tensor]:
     pixels, grids = torch.full((4 * images, 6), float(images)), torch.full((images, 3), images)
     return padded(*lengths, **more, pixel_values=pixels, image_grid_thw=grids)
+
+
+def rows(piece: Any) -> list[list[int]]:
+    return [[token for token in row if token] for row in merge(piece)["input_ids"].tolist()]
 
 
 @pytest.mark.parametrize(
@@ -88,18 +92,35 @@ def test_a_micro_batch_with_images_is_never_cut() -> None:
     pieces=st.integers(1, 8),
 )
 def test_each_row_is_in_one_piece_and_each_cut_of_it(lengths: list[list[int]], pieces: int) -> None:
-    batches = [padded(*rows, start=1000 * number) for number, rows in enumerate(lengths, start=1)]
-    found = group(batches, pieces)
-    assert len(found) == min(pieces, len(batches))
-
-    def rows(piece: Any) -> list[list[int]]:
-        return [[token for token in row if token] for row in merge(piece)["input_ids"].tolist()]
-
+    batches = [padded(*each, start=1000 * number) for number, each in enumerate(lengths, start=1)]
+    found = make_pieces(batches, pieces)
     every = sorted(row for batch in batches for row in rows([batch]))
+    assert len(found) == min(pieces, len(every))
     assert sorted(row for piece in found for row in rows(piece)) == every
     halves = [half for piece in found for half in cut(piece)]
     assert sorted(row for half in halves for row in rows(half)) == every
     assert sum(map(tokens_together, halves)) <= sum(map(tokens_together, found))
+
+
+@pytest.mark.parametrize("make", [padded, padding_free])
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=4), min_size=1, max_size=6),
+    pieces=st.integers(1, 8),
+    more=st.integers(0, 60),
+)
+def test_no_piece_is_larger_than_the_plan_says(make: Any, lengths: list[list[int]], pieces: int, more: int) -> None:
+    longest = max(map(max, lengths))
+    batches = [make(*each) for each in lengths]
+    found = make_pieces(batches, pieces, longest + more)
+    assert len(found) >= min(pieces, sum(map(len, lengths)))
+    # A row of a micro-batch is as wide as the longest beside it was.
+    assert max(map(tokens_together, found)) <= longest + more
+    assert sum(int((merge(piece)["input_ids"] > 0).sum()) for piece in found) == sum(map(sum, lengths))
+
+
+def test_pieces_are_no_more_than_the_limit_needs() -> None:
+    found = make_pieces([padded(9, 7), padded(90, 2), padded(8, 8), padded(7, 9)], 1, 200)
+    assert sorted(map(tokens_together, found)) == [6 * 9, 2 * 90]
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
@@ -109,8 +130,8 @@ def test_rows_with_images_train_together_what_they_train_apart(family: str, monk
     model_families = import_module("model_families")
     tokenizer = model_families.make_tokenizer(family)
     model = model_families.make_model(family, tokenizer)
-    rows = list(enumerate(model_families.texts()))
-    batches = [model_families.stock_batch(family, tokenizer, rows[at : at + 2]) for at in (0, 2, 6, 8, 10)]
+    texts = list(enumerate(model_families.texts()))
+    batches = [model_families.stock_batch(family, tokenizer, texts[at : at + 2]) for at in (0, 2, 6, 8, 10)]
     labelled = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
 
     def train(pieces: list[Any]) -> tuple[float, list[Tensor]]:
@@ -126,7 +147,7 @@ def test_rows_with_images_train_together_what_they_train_apart(family: str, monk
 
     loss, gradients = train([[batch] for batch in batches])
     for pieces in (1, 2):
-        its_loss, its_gradients = train(group(batches, pieces))
+        its_loss, its_gradients = train(make_pieces(batches, pieces))
         assert its_loss == pytest.approx(loss, rel=SAME)
         # Some are zero but for their roundings: what shifts all keys alike changes no attention.
         for ours, theirs in zip(its_gradients, gradients, strict=True):

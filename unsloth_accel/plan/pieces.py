@@ -94,18 +94,50 @@ def tokens_together(piece: Piece) -> int:
     return sum(int(batch["input_ids"].shape[0]) for batch in piece) * max(map(_width, piece))
 
 
-def group(batches: Sequence[Batch], pieces: int) -> list[Piece]:
+def make_pieces(batches: Sequence[Batch], pieces: int, tokens: int | None = None) -> list[Piece]:
     """Puts micro-batches together, about as many tokens in each piece: padded ones with others of their length.
 
     Args:
-        batches (`Sequence[Mapping[str, torch.Tensor]]`): Of shape `[rows, tokens]`.
-        pieces (`int`): How many to make; at most one a batch.
+        batches (`Sequence[Mapping[str, torch.Tensor]]`): Of shape `[rows, tokens]`; they can be put together.
+        pieces (`int`): How many to make.
+        tokens (`int`, *optional*): The most tokens of a piece, padding included; more pieces are made to keep to it.
 
     Returns:
-        `list[Sequence[Mapping[str, torch.Tensor]]]`: The micro-batches of each piece.
+        `list[Sequence[Mapping[str, torch.Tensor]]]`: The micro-batches of each piece. Only what is never cut can have
+        more than `tokens`, or make them fewer than `pieces`.
     """
-    ordered = list(batches) if is_padding_free(batches[0]) else sorted(batches, key=_width)
-    return [ordered[start:end] for start, end in pairwise(_cuts(ordered, min(pieces, len(ordered))))]
+    given = sum(int(batch["input_ids"].numel()) for batch in batches)
+    count = max(pieces, -(-given // tokens) if tokens else 1)
+    return _cut_down(_group(batches, count), count, tokens)
+
+
+def _group(batches: Sequence[Batch], pieces: int) -> list[Piece]:
+    pieces = min(pieces, len(batches))
+    if is_padding_free(batches[0]):
+        return _of_equal_size(batches, pieces)
+    ordered = sorted(batches, key=_width)
+    return [ordered[start:end] for start, end in pairwise(_cuts(ordered, pieces))]
+
+
+def _of_equal_size(batches: Sequence[Batch], pieces: int) -> list[Piece]:
+    """The longest first, each to the piece that has least: https://doi.org/10.1137/0117039."""
+    found: list[list[Batch]] = [[] for _ in range(pieces)]
+    for batch in sorted(batches, key=_width, reverse=True):
+        min(found, key=lambda piece: (sum(map(_width, piece)), len(piece))).append(batch)
+    return list(found)
+
+
+def _cut_down(pieces: list[Piece], count: int, tokens: int | None) -> list[Piece]:
+    """Cuts the largest until there are `count` and none has more than `tokens`."""
+    whole: list[Piece] = []  # what is never cut
+    while pieces:
+        pieces.sort(key=tokens_together)
+        fits = tokens is None or tokens_together(pieces[-1]) <= tokens
+        if fits and len(whole) + len(pieces) >= count:
+            break
+        halves = cut(pieces.pop())
+        (pieces if len(halves) > 1 else whole).extend(halves)
+    return [*whole, *pieces]
 
 
 def merge(piece: Piece) -> Batch:

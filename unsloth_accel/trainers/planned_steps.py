@@ -16,7 +16,7 @@ from ..plan.dataloader import balance_batches, why_not_balanced
 from ..plan.layers import checkpointed_layers, keep_layers
 from ..plan.lengths import row_lengths
 from ..plan.out_of_memory import compute_parts, is_out_of_memory
-from ..plan.pieces import Piece, Together, cut, group, how_together, merge, tokens_together
+from ..plan.pieces import Piece, Together, cut, how_together, make_pieces, merge, tokens_together
 from ..ranks.environment import rank
 from ..ranks.logging import log_once
 from ..step_plan import StepPlanRecord
@@ -110,8 +110,7 @@ class PlannedSteps:
         self.together = how_together(batches) if self._is_sum else Together.NOT
         self._pieces = [[batch] for batch in batches]
         if self.together and plan.pieces is not None:
-            pieces = max(plan.pieces, -(-tokens_together(batches) // plan.tokens) if plan.tokens else 1)
-            self._pieces = _at_least(pieces, group(batches, pieces))
+            self._pieces = make_pieces(batches, plan.pieces, plan.tokens)
         if not self._is_sum:
             self._log_why(self._as_given or "their loss is not divided by the tokens of the whole step")
         elif plan.pieces is not None and not self.together:
@@ -255,16 +254,6 @@ def balance_rows(trainer: Any, dataloader: Any, dataset: Any, accumulation: int)
         return dataloader, str(against)
     padded = not getattr(trainer.data_collator, "padding_free", False)
     return balance_batches(dataloader, lengths, RowCost.from_config(trainer.model.config, padded), accumulation), ""
-
-
-def _at_least(count: int, pieces: list[Piece]) -> list[Piece]:
-    """Cuts the longest pieces, where there are fewer than `count`, which micro-batches that are too large need."""
-    whole: list[Piece] = []  # what is never cut
-    while pieces and len(whole) + len(pieces) < count:
-        pieces.sort(key=tokens_together)
-        halves = cut(pieces.pop())
-        (pieces if len(halves) > 1 else whole).extend(halves)
-    return [*whole, *pieces]
 
 
 def _describe(batch: Any) -> str:
