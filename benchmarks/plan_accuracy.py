@@ -1,21 +1,26 @@
-"""What `unsloth-accel plan` would have said of runs that were measured: prints the table of docs/planning.md.
+"""What `unsloth-accel plan` would have said of runs that were measured: prints two tables of docs/planning.md.
 
     python benchmarks/plan_accuracy.py
 
-The runs are those of benchmarks/gradient_sync.py in benchmarks/results/. Their rows are drawn again, from the same
-seeds, dealt to the ranks as each mode deals them, and the largest batch and the slowest rank of each step follow.
+The first runs are those of benchmarks/gradient_sync.py in benchmarks/results/. Their rows are drawn again, from the same
+seeds, dealt to the ranks as each mode deals them, and the largest batch and the slowest rank of each step follow. The second
+ones are those of benchmarks/compare.py with full rows, whose tokens need no drawing.
 """
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
+from tables import compared, machine, what
 
 from unsloth_accel.bench.random_llama import WORDS, config, tokenizer
+from unsloth_accel.bench.table import by_contender, by_workload
 from unsloth_accel.ddp.chunks import CHUNK_BYTES
 from unsloth_accel.estimate.communication import Links, exposed_ms
+from unsloth_accel.estimate.fitting import estimate
 from unsloth_accel.estimate.recipe import Recipe
 from unsloth_accel.estimate.step_time import RankWork, compute_ms
 from unsloth_accel.metrics.peak_flops import peak_flops
@@ -134,5 +139,31 @@ def _line(run: dict, said: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def compared_peaks() -> str:
+    """The peak of each uncompiled contender of ours with full rows, estimated and measured."""
+    lines = [
+        "| run | GPUs | contender | tokens of a batch | layers kept | peak GiB | measured | error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for works in by_workload(run for run in compared() if ":fixed" in run["work"] and not run["compiled"]):
+        for contender, runs in by_contender(works).items():
+            if contender in ("keep", "overlapped", "auto"):
+                lines.append(_compared_line(runs))
+    return "\n".join(lines)
+
+
+def _compared_line(runs: list[dict]) -> str:
+    run, plan = runs[0], runs[0]["plan"] or ""
+    rows, accumulation = map(int, run["work"].split(":")[0].split("x"))
+    rank = None if run["finetuning"] == "full" else run["lora_rank"]
+    bits = 4 if run["finetuning"] == "qlora" else 16
+    recipe = Recipe(DecoderShape.from_config(config(run["model"])), bits, rank, run["sequence"], rows, accumulation)
+    pieces, kept = map(int, re.findall(r"(\d+) (?:piece|layers not)", plan)) if plan else (accumulation, 0)
+    tokens = rows * accumulation * run["sequence"] // pieces
+    said, measured = estimate(recipe, run["world_size"], tokens, kept).peak, max(one["peak_gib"] for one in runs)
+    cells = [what(run), machine(run), run["contender"], f"{tokens:,}", f"{kept}", f"{said:.2f}", f"{measured:.2f}"]
+    return f"| {' | '.join(cells)} | {said / measured - 1:+.1%} |"
+
+
 if __name__ == "__main__":
-    print(table())
+    print(table(), compared_peaks(), sep="\n\n")

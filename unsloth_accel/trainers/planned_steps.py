@@ -54,7 +54,7 @@ class PlannedSteps:
         self._as_given = why_not_regrouped(trainer)
         self._waiting = 0
         self._pieces: list[Piece] = []
-        self._is_sum = False
+        self._regroups = False
         self._has_said_why = False
 
     def balance(self, dataloader: Any) -> Any:
@@ -106,12 +106,12 @@ class PlannedSteps:
         """
         plan = self.record.plan
         self.cuts, self.drops_layers = 0, False
-        self._waiting, self._is_sum = len(batches), num_items_in_batch is not None and not self._as_given
-        self.together = how_together(batches) if self._is_sum else Together.NOT
+        self._waiting, self._regroups = len(batches), num_items_in_batch is not None and not self._as_given
+        self.together = how_together(batches) if self._regroups else Together.NOT
         self._pieces = [[batch] for batch in batches]
         if self.together and plan.pieces is not None:
             self._pieces = make_pieces(batches, plan.pieces, plan.tokens)
-        if not self._is_sum:
+        if not self._regroups:
             self._log_why(self._as_given or "their loss is not divided by the tokens of the whole step")
         elif plan.pieces is not None and not self.together:
             self._log_why(f"they are neither padding-free nor alike and padded: {_describe(batches[0])}")
@@ -190,7 +190,7 @@ class PlannedSteps:
         return total
 
     def _cut(self, piece: Piece, error: str) -> list[Piece]:
-        parts = cut(piece) if self._is_sum else [piece]
+        parts = cut(piece) if self._regroups else [piece]
         if len(parts) > 1:
             self.cuts += 1
         elif self._kept:
