@@ -2,9 +2,9 @@
 
     python benchmarks/plan_accuracy.py
 
-The first runs are those of benchmarks/gradient_sync.py in benchmarks/results/. Their rows are drawn again, from the same
-seeds, dealt to the ranks as each mode deals them, and the largest batch and the slowest rank of each step follow. The second
-ones are those of benchmarks/compare.py with full rows, whose tokens need no drawing.
+The first runs are those of benchmarks/gradient_sync.py in benchmarks/results/. Their rows are drawn again, from the
+same seeds, dealt to the ranks as each mode deals them, and the largest batch and the slowest rank of each step follow.
+The second ones are those of benchmarks/compare.py with full rows, whose tokens need no drawing.
 """
 
 import json
