@@ -62,7 +62,7 @@ def table(results: Sequence[Result]) -> str:
         `str`: A Markdown table.
     """
     runs = by_contender(results)
-    reference = reference_of(runs)
+    reference = runs.get(REFERENCE) or next(iter(runs.values()))
     rows = [[name, *_cells(own, reference)] for name, own in runs.items()]
     head = [*_COLUMNS, f"loss to {reference[0]['contender']}'s"]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
@@ -81,18 +81,6 @@ def by_contender(results: Sequence[Result]) -> dict[str, list[Result]]:
     for one in results:
         runs.setdefault(one["contender"], []).append(one)
     return runs
-
-
-def reference_of(runs: Mapping[str, list[Result]]) -> list[Result]:
-    """The runs that the others are compared with: plain Unsloth's with varlen attention, else the first contender's.
-
-    Args:
-        runs (`Mapping[str, list[Mapping]]`): Of one workload, by contender.
-
-    Returns:
-        `list[Mapping]`: Of one contender.
-    """
-    return runs.get(REFERENCE) or next(iter(runs.values()))
 
 
 def _plans(results: Sequence[Result]) -> str:
