@@ -1,7 +1,7 @@
 """Whether a row adds the same to a step whichever rows are computed beside it, and on whichever rank."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .mean_loss import loss_is_mean
@@ -27,8 +27,8 @@ def why_not_regrouped(trainer: Any) -> str:
         return f"{optimizer} updates the weights in each backward"
     if _has_mean_loss(trainer):
         return "the loss of each is a mean"
-    kinds = _ROPE_BY_LENGTH & {str(kind) for config in _configs(trainer.model) for kind in _rope_types(config)}
-    return f"the frequencies of {min(kinds)} RoPE depend on the length of each batch" if kinds else ""
+    kind = rope_by_length(trainer.model.config)
+    return f"the frequencies of {kind} RoPE depend on the length of each batch" if kind else ""
 
 
 def why_not_dealt_anew(trainer: Any) -> str:
@@ -51,20 +51,19 @@ def updating_in_backward(arguments: Any) -> str:
     return next((name for name in _UPDATING_IN_BACKWARD if arguments.optim == name), "")
 
 
+def rope_by_length(config: Any) -> str:
+    """The kind of RoPE whose frequencies follow the longest row of a batch, if a model has one; else empty.
+
+    Args:
+        config (`PreTrainedConfig`): Of the model.
+    """
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    by_layer = [each for each in parameters.values() if isinstance(each, Mapping)]
+    kinds = _ROPE_BY_LENGTH & {str(each.get("rope_type")) for each in (parameters, *by_layer)}
+    return min(kinds, default="")
+
+
 def _has_mean_loss(trainer: Any) -> bool:
     if trainer.label_smoother is not None:  # it divides by the count of the whole step since transformers 5.15
         return "num_items_in_batch" not in inspect.signature(trainer.label_smoother.__call__).parameters
     return not trainer.model_accepts_loss_kwargs or loss_is_mean(trainer)
-
-
-def _configs(model: Any) -> Iterator[Any]:
-    yield model.config
-    yield model.config.get_text_config()
-
-
-def _rope_types(config: Any) -> Iterator[Any]:
-    """Those of all kinds of layers."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    for each in (parameters, *parameters.values()):
-        if isinstance(each, Mapping):
-            yield each.get("rope_type")
