@@ -101,7 +101,6 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dic
         COMPLETION,
         *SEARCHED,
         TUNED,
-        TUNED_PADDED,
         *OUT_OF_MEMORY,
         PADDED_OUT_OF_MEMORY,
         *UNCUT,
@@ -225,11 +224,12 @@ def test_a_plan_is_tuned_while_the_run_goes_on_as_one_rank_would(
     assert set(run["forwards"][12:]) == {plan["plan"]["pieces"]}
 
 
-@pytest.mark.gloo
+@pytest.mark.long
 def test_padded_micro_batches_are_tried_as_they_are_and_put_together(
-    one_rank: dict[str, Run], two_ranks: dict[str, Run]
+    one_rank: dict[str, Run], tmp_path: Path, tiny_model: Path
 ) -> None:
-    run = two_ranks[TUNED_PADDED]
+    launch(WORKER, tiny_model, tmp_path / "out", TUNED_PADDED, timeout=280)
+    (run,) = read_runs(tmp_path / "out").values()
     assert_trained_alike(run, one_rank[KEEP_LONG])
     assert run["forwards"][:11] == [4, 4, 4, 4, 4, 1, 1, 1, 2, 2, 2], "as they are first"
     plan = run["plan"]
