@@ -1,18 +1,20 @@
 """Keeps what the docs show of the results that the tests of GPUs wrote: `python benchmarks/keep_results.py FOLDER`.
 
     export GPU_RESULTS=FOLDER
-    pytest -m multigpu tests/trainers
+    pytest -m multigpu tests/trainers tests/recovery/test_faults.py
 
 Writes benchmarks/results/*_h100.jsonl, a line for each case: without the weights and what else only the tests
-compare, and of an error its first sentence.
+compare, and of an error its first sentence. The faults, faults_gpu.jsonl, stay as they are.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 
 RESULTS = Path(__file__).parent / "results"
+FAULTS = "faults_gpu.jsonl"
 # For each result file: the files of the tests, and the keys that stay besides `loss` and `grad_norm` of each step.
 KEPT = {
     "matrix_2x": (
@@ -48,6 +50,8 @@ def main(folder: Path) -> None:
             lines = "".join(json.dumps(run) + "\n" for run in runs)
             (RESULTS / f"{name}_h100.jsonl").write_text(lines)
             print(f"{name}: {len(runs)} results")
+    if (folder / FAULTS).exists():
+        shutil.copy(folder / FAULTS, RESULTS / FAULTS)
 
 
 if __name__ == "__main__":
