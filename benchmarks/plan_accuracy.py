@@ -18,6 +18,7 @@ from tables import compared, machine, what
 
 from unsloth_accel.bench.random_llama import WORDS, config, tokenizer
 from unsloth_accel.bench.table import by_contender, by_workload
+from unsloth_accel.bench.workload import Workload
 from unsloth_accel.ddp.chunks import CHUNK_BYTES
 from unsloth_accel.estimate.communication import Links, exposed_ms
 from unsloth_accel.estimate.fitting import estimate
@@ -154,12 +155,13 @@ def compared_peaks() -> str:
 
 def _compared_line(runs: list[dict]) -> str:
     run, plan = runs[0], runs[0]["plan"] or ""
-    rows, accumulation = map(int, run["work"].split(":")[0].split("x"))
+    work = Workload.parse(run["work"])
     rank = None if run["finetuning"] == "full" else run["lora_rank"]
     bits = 4 if run["finetuning"] == "qlora" else 16
-    recipe = Recipe(DecoderShape.from_config(config(run["model"])), bits, rank, run["sequence"], rows, accumulation)
-    pieces, kept = map(int, re.findall(r"(\d+) (?:piece|layers not)", plan)) if plan else (accumulation, 0)
-    tokens = rows * accumulation * run["sequence"] // pieces
+    shape = DecoderShape.from_config(config(run["model"]))
+    recipe = Recipe(shape, bits, rank, run["sequence"], work.rows, work.accumulation)
+    pieces, kept = map(int, re.findall(r"(\d+) (?:piece|layers not)", plan)) if plan else (work.accumulation, 0)
+    tokens = work.rows * work.accumulation * run["sequence"] // pieces
     said, measured = estimate(recipe, run["world_size"], tokens, kept).peak, max(one["peak_gib"] for one in runs)
     cells = [what(run), machine(run), run["contender"], f"{tokens:,}", f"{kept}", f"{said:.2f}", f"{measured:.2f}"]
     return f"| {' | '.join(cells)} | {said / measured - 1:+.1%} |"

@@ -4,9 +4,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from tables import compared, machine
+from tables import compared, machine, times_as_fast
 
-from unsloth_accel.bench.table import REFERENCE, by_contender, by_workload, ratios
+from unsloth_accel.bench.table import REFERENCE, by_contender, by_workload
 
 
 IMAGE = Path(__file__).resolve().parents[1] / "docs" / "images" / "step_time.png"
@@ -35,11 +35,11 @@ WORKS = [
 
 def measured(work: Work) -> tuple[list[dict], list[dict]]:
     """The rounds of plain Unsloth and of ours."""
-    what = ("3b", "lora", work.work, work.machine, work.compiled)
-    keys = ("model", "finetuning", "work")
+    wanted = ("3b", "lora", work.work, work.machine, work.compiled)
     for runs in by_workload(compared()):
-        if (*(runs[0][key] for key in keys), machine(runs[0]), runs[0]["compiled"]) == what:
-            return by_contender(runs)[REFERENCE], by_contender(runs)["auto"]
+        first, contenders = runs[0], by_contender(runs)
+        if (first["model"], first["finetuning"], first["work"], machine(first), first["compiled"]) == wanted:
+            return contenders[REFERENCE], contenders["auto"]
     raise LookupError(f"No result file has {work}.")
 
 
@@ -50,13 +50,9 @@ def speed() -> str:
     for work in WORKS:
         plain, ours = measured(work)
         memory = ", ".join(f"{max(run['peak_gib'] for run in runs):.1f}" for runs in (plain, ours))
-        times = f"{_ms(plain)} | {_ms(ours)} | **{_times_as_fast(ours, plain):.1f} x**"
+        times = f"{_ms(plain)} | {_ms(ours)} | **{times_as_fast(ours, plain):.1f} x**"
         lines.append(f"| {work.name} | {work.machine} | {times} | {memory} |")
     return "\n".join(lines)
-
-
-def _times_as_fast(ours: list[dict], plain: list[dict]) -> float:
-    return 1 / median(ratios(ours, plain))
 
 
 def _median(runs: list[dict]) -> float:
@@ -77,7 +73,7 @@ def draw() -> None:
         plain, ours = measured(work)
         for offset, runs, color in ((-0.2, plain, "0.6"), (0.2, ours, "tab:green")):
             axes.barh(number + offset, _median(runs), 0.36, color=color)
-            times = "" if runs is plain else f"  ({_times_as_fast(ours, plain):.1f} x as fast)"
+            times = "" if runs is plain else f"  ({times_as_fast(ours, plain):.1f} x as fast)"
             label = f"{_median(runs):.0f} ms{times}"
             axes.text(_median(runs) + 10, number + offset, label, va="center", fontsize=9)
     axes.set_yticks(range(len(WORKS)), [f"{work.name}\n{work.machine}" for work in WORKS])

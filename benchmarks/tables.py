@@ -181,12 +181,17 @@ def overview() -> str:
         runs, first = by_contender(works), works[0]
         if REFERENCE in runs:
             reference = runs[REFERENCE]
-            speeds = {name: f"{1 / median(ratios(own, reference)):.2f}" for name, own in runs.items()}
+            speeds = {name: f"{times_as_fast(own, reference):.2f}" for name, own in runs.items()}
             others = [f"{name} {speed}" for name, speed in speeds.items() if name not in (REFERENCE, "keep", "auto")]
             rate = f"{median(run['tokens_per_s'] for run in reference):,.0f}"
             ours = [speeds.get("keep", ""), speeds.get("auto", "")]
             rows.append([what(first), machine(first), str(len(reference)), rate, *ours, ", ".join(others)])
     return _table("| model, work | GPUs | rounds | varlen: tokens/s | keep | auto | others |", rows)
+
+
+def times_as_fast(runs: list[dict], reference: list[dict]) -> float:
+    """The median over the rounds that both have."""
+    return 1 / median(ratios(runs, reference))
 
 
 def what(run: dict) -> str:

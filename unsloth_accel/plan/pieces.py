@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .balance import longest_first
+from .empty_batches import IGNORED
+
 
 # What Unsloth's and TRL's padding-free collators give, and the dimension along which documents lie.
 _DIMENSIONS = {"input_ids": 1, "labels": 1, "position_ids": 1, "packed_seq_lengths": 0}
 _NEEDED = {"input_ids", "labels", "position_ids"}
-_IGNORED = -100
 # What collators give of padded rows, and what a shorter row is filled up with: at its end, where neither the mask nor
 # causal attention lets it be seen.
-_ROWS = {"input_ids": 0, "labels": _IGNORED, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
+_ROWS = {"input_ids": 0, "labels": IGNORED, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
 _PADDED = {"input_ids", "labels", "attention_mask"}
 # The patches or images of all rows, one below the other; the place holders in the rows say which belong to whom.
 _IMAGES = {"pixel_values", "image_grid_thw"}
@@ -114,17 +116,9 @@ def make_pieces(batches: Sequence[Batch], pieces: int, tokens: int | None = None
 def _group(batches: Sequence[Batch], pieces: int) -> list[Piece]:
     pieces = min(pieces, len(batches))
     if is_padding_free(batches[0]):
-        return _of_equal_size(batches, pieces)
+        return [[batches[index] for index in part] for part in longest_first(list(map(_width, batches)), pieces)]
     ordered = sorted(batches, key=_width)
     return [ordered[start:end] for start, end in pairwise(_cuts(ordered, pieces))]
-
-
-def _of_equal_size(batches: Sequence[Batch], pieces: int) -> list[Piece]:
-    """The longest first, each to the piece that has least: https://doi.org/10.1137/0117039."""
-    found: list[list[Batch]] = [[] for _ in range(pieces)]
-    for batch in sorted(batches, key=_width, reverse=True):
-        min(found, key=lambda piece: (sum(map(_width, piece)), len(piece))).append(batch)
-    return list(found)
 
 
 def _cut_down(pieces: list[Piece], count: int, tokens: int | None) -> list[Piece]:
@@ -168,7 +162,7 @@ def _of_a_later_batch(name: str, batch: Batch) -> Tensor:
     if name != "labels":
         return tensor
     labels = tensor.clone()
-    labels[:, 0] = _IGNORED
+    labels[:, 0] = IGNORED
     return labels
 
 

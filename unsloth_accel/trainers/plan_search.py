@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ddp.reports import Action, RankReport, Stopwatch
 from ..plan.layers import checkpointed_layers
-from ..plan.pieces import Together, tokens_together
+from ..plan.pieces import tokens_together
 from ..plan.probe import MemoryProbe, ProbeFigures, can_measure
 from ..plan.tuning import PlanTuner
 from ..ranks.logging import log_once
@@ -37,7 +37,7 @@ class PlanSearch:
         self._clock = Stopwatch(trainer.args.device)
         self._milliseconds = 0.0
         self._batches: list[int] = []
-        self._together, self._together_tokens = Together.NOT, 0
+        self._together_tokens = 0
         self._probe: MemoryProbe | None = None
         planned.on_compute, planned.on_computed = self._clock.start, self._clock.stop
 
@@ -78,8 +78,7 @@ class PlanSearch:
             return
         self._milliseconds = 1000 * self._clock.seconds() if self._batches else 0.0
         self._batches = [count_computed_tokens(batch) for batch in batches]
-        self._together = self._planned.together
-        self._together_tokens = tokens_together(batches) if self._together else 0
+        self._together_tokens = tokens_together(batches) if self._planned.together else 0
         if self._tuner.measures_memory:
             self._start_probe()
 
@@ -97,7 +96,7 @@ class PlanSearch:
             figures = self._probe.finish(self._batches)
             self._planned.keep_layers()
             self._probe = None
-        figures = replace(figures, together=self._together, together_tokens=self._together_tokens)
+        figures = replace(figures, together=self._planned.together, together_tokens=self._together_tokens)
         return {"plan_ms": self._milliseconds, **{f"plan_{name}": value for name, value in asdict(figures).items()}}
 
     def decide(self, ranks: Sequence[RankReport]) -> Action | None:
