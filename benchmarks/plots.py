@@ -42,7 +42,7 @@ def draw(results: list[dict], image: Path) -> None:
     axis.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
     axis.minorticks_off()
     axis.set_xlabel(f"times as fast as {REFERENCE}")
-    axis.legend(loc="lower right", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
     axis.grid(axis="x", alpha=0.3)
     image.parent.mkdir(exist_ok=True)
     figure.savefig(image, dpi=120)

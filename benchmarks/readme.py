@@ -21,11 +21,13 @@ class Work(NamedTuple):
     compiled: bool = False
 
 
-NOTEBOOK, UNEVEN, FIXED = "2x4:lognormal:padding-free", "8x1:lognormal:padding-free", "4x1:fixed:padding-free"
+NOTEBOOK, PADDED = "2x4:lognormal:padding-free", "2x4:lognormal:padded"
+UNEVEN, FIXED = "8x1:lognormal:padding-free", "4x1:fixed:padding-free"
 WORKS = [
     Work("2 rows x 4 micro-batches, uneven lengths", "2 x H100", NOTEBOOK),
     Work("the same, compiled", "2 x H100", NOTEBOOK, compiled=True),
     Work("2 rows x 4 micro-batches, uneven lengths", "4 x H200", NOTEBOOK),
+    Work("the same, padded", "2 x H200", PADDED),
     Work("8 rows, uneven lengths", "2 x H200", UNEVEN),
     Work("8 rows, uneven lengths", "4 x H200", UNEVEN),
     Work("4 rows of 2048 tokens", "2 x H200", FIXED),

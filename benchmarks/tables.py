@@ -255,17 +255,17 @@ def starts() -> str:
 
 
 def step_profile() -> str:
-    """How the GPU's time of a step divides."""
+    """How the time of a step divides."""
     rows = []
-    for run in _read("profile_step_1x_h100"):
+    for run in _read("profile_step_1x_h200"):
         kinds = ("products with weights", "products with adapters", "attention", "other")
         spent = [f"{run['divided_ms'][kind]:.0f}" for kind in kinds]
         at_peak = f"{run['ms_of_products_with_weights_at_peak']:.0f}"
-        rows.append(
-            [run["work"], f"{run['ms']:.0f}", f"{100 * run['mfu']:.1f} %", at_peak, *spent, f"{run['idle_ms']:.0f}"]
-        )
-    head = "| work | ms/step | MFU | products with weights, at the peak | products with weights | with adapters "
-    return _table(head + "| attention | other kernels | idle |", rows)
+        work = f"{run['model']} {run['finetuning']}, {run['work'].removesuffix(':padding-free')}"
+        whole = [f"{run['ms']:.0f}", f"{100 * run['mfu']:.1f} %", at_peak]
+        rows.append([work, run["contender"], *whole, *spent, f"{run['idle_ms']:.0f}"])
+    head = "| model, work | contender | ms/step | MFU | products with weights, at the peak | as they are "
+    return _table(head + "| with adapters | attention | other kernels | idle |", rows)
 
 
 def _key(*names: str):

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -95,7 +95,14 @@ class Run(NamedTuple):
     plan: StepPlanRecord | None
 
 
-def train(contender: Contender, model: Any, tokenizer: Any, work: Workload, comparison: Comparison) -> Run:
+def train(
+    contender: Contender,
+    model: Any,
+    tokenizer: Any,
+    work: Workload,
+    comparison: Comparison,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Run:
     """Trains once.
 
     Args:
@@ -104,6 +111,7 @@ def train(contender: Contender, model: Any, tokenizer: Any, work: Workload, comp
         tokenizer (`PreTrainedTokenizer` or `ProcessorMixin`): Of the model.
         work (`Workload`): The rows.
         comparison (`Comparison`): The number of steps.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): What the trainer calls besides.
 
     Returns:
         `Run`: What was measured.
@@ -114,7 +122,8 @@ def train(contender: Contender, model: Any, tokenizer: Any, work: Workload, comp
     clock = Clock(comparison.warmup, comparison.steps)
     with ExitStack() as undo:
         trainer = _trainer(contender, model, tokenizer, work, comparison, undo)
-        trainer.add_callback(clock)
+        for callback in (clock, *callbacks):
+            trainer.add_callback(callback)
         trainer.training_step = micro_batches = MicroBatches(trainer)
         trainer.train()
     plan = trainer.step_plan if contender.tunes else None
