@@ -11,6 +11,7 @@ def test_the_tables_of_the_page_are_those_of_the_result_files() -> None:
     assert made["comparison"]() in (ROOT / "docs" / "performance_tables.md").read_text()
     sections = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
     assert made["overview"]() in sections["Results"]
+    assert made["step_profile"]() in sections["Results"]
     assert made["scaling"]() in sections["One GPU and several"]
     assert made["starts"]() in sections["Time to the first step"]
 
