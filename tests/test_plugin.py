@@ -142,7 +142,7 @@ def test_the_record_of_a_run_can_be_given_to_another(monkeypatch: pytest.MonkeyP
         assert UnslothAcceleratorPlugin().plan == plan
     for text in ('{"pieces": 2', '{"layers": 2}', '{"plan": 2}'):
         monkeypatch.setenv(variable("plan"), text)
-        with pytest.raises(ConfigurationError, match="a plan must be a JSON object"):
+        with pytest.raises(ConfigurationError, match="`plan` must be a JSON object of pieces, tokens, layers"):
             UnslothAcceleratorPlugin()
 
 

@@ -34,6 +34,7 @@ PUBLIC_NAMES = [
     "enable_multi_gpu",
     "get_multi_gpu_status",
     "launch_ddp_training",
+    "run_once",
 ]
 
 HEAVY = ["accelerate", "datasets", "numpy", "peft", "torch", "transformers", "trl", "unsloth", "unsloth_zoo"]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import ConfigurationError, GradientSyncError, PeerError, UnslothAccelError, VersionError
     from .launch import LaunchError, config_path, launch_ddp_training
     from .plugin import UnslothAcceleratorPlugin
+    from .ranks.run_once import run_once
     from .step_plan import PlanCandidate, StepPlan, StepPlanRecord
     from .trainers import UnslothAcceleratedSFTTrainer, UnslothAcceleratedTrainerMixin, accelerated
 
@@ -51,6 +52,7 @@ __all__ = [
     "enable_multi_gpu",
     "get_multi_gpu_status",
     "launch_ddp_training",
+    "run_once",
 ]
 
 _MODULES = {
@@ -77,6 +79,7 @@ _MODULES = {
     "enable_multi_gpu": "drop_in",
     "get_multi_gpu_status": "drop_in",
     "launch_ddp_training": "launch",
+    "run_once": "ranks.run_once",
 }
 
 

@@ -118,12 +118,13 @@ class UnslothAcceleratorPlugin:
 
     Args:
         gradient_sync (`str`, *optional*, defaults to `"auto"`):
-            When gradients are averaged over the ranks. `"deferred"`: in one flat reduction after the last
-            micro-batch of an optimizer step. `"overlapped"`: by torch's DDP reducer, bucket by bucket during
+            When gradients are averaged over the ranks. `"deferred"`: in one reduction at the end of each backward
+            outside `no_sync()`. `"overlapped"`: by torch's DDP reducer, bucket by bucket during
             backward. `"auto"` chooses by the bytes of gradient and the kind of model, and logs the reason.
         find_unused_parameters (`bool`, *optional*):
             DDP's search for parameters without gradient; only used by `"overlapped"`. `None`: what
-            TrainingArguments or a passed handler say, else `False` for dense text models and `True` for the rest.
+            TrainingArguments or a passed handler say, else `True` for several adapters, a vision or audio tower and
+            trained experts that are modules of their own, `False` for the rest.
         static_graph (`bool`, *optional*):
             DDP's static graph; only used by `"overlapped"`. `None`: what TrainingArguments or a passed handler say.
         gradient_as_bucket_view (`bool`, *optional*):
@@ -212,9 +213,11 @@ class UnslothAcceleratorPlugin:
         source, value = read_field(self, "plan")
         if source != "plan" and str(value).startswith("{"):
             return StepPlan.from_json(str(value))
-        if isinstance(value, str) or value is None:
-            return read_choice(self, "plan", ("auto", "keep"))  # type: ignore[no-any-return]
-        raise ConfigurationError(f"`{source}` must be 'auto', 'keep' or a StepPlan, got {value!r}.")
+        if value in ("auto", "keep", None):
+            return value  # type: ignore[no-any-return]
+        raise ConfigurationError(
+            f"`{source}` must be 'auto', 'keep' or a `StepPlan`, in the environment as JSON, got {value!r}."
+        )
 
     def explicit_ddp_fields(self) -> dict[str, bool]:
         """The fields of DDP's constructor that this plugin sets, without those left to the rule."""

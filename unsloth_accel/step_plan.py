@@ -62,12 +62,11 @@ class StepPlan:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ConfigurationError(f"a plan must be a JSON object, got {text!r}: {error}") from error
+            raise ConfigurationError(f"{_no_plan(text)} {error}") from error
         if isinstance(values, Mapping) and isinstance(values.get("plan"), Mapping):
             values = values["plan"]
-        allowed = [field.name for field in fields(cls)]
-        if not isinstance(values, Mapping) or not values.keys() <= set(allowed):
-            raise ConfigurationError(f"a plan must be a JSON object of {', '.join(allowed)}, got {text!r}.")
+        if not isinstance(values, Mapping) or not values.keys() <= {field.name for field in fields(cls)}:
+            raise ConfigurationError(_no_plan(text))
         return cls(**values)
 
     def to_json(self) -> str:
@@ -133,6 +132,11 @@ class StepPlanRecord:
             memory = f"; fullest rank: {self.peak_gib:.1f} GiB used, {self.free_gib:.1f} GiB left"
         layers = f"; of {self.layers} layers" if self.plan.layers_kept else ""
         return f"{self.plan}{layers}; {self.reason}{memory}"
+
+
+def _no_plan(text: str) -> str:
+    names = ", ".join(field.name for field in fields(StepPlan))
+    return f"`plan` must be a JSON object of {names}, got {text!r}: give what `to_json` of a plan or its record wrote."
 
 
 def _is_count(value: Any, least: int) -> bool:

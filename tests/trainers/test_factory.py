@@ -1,5 +1,6 @@
 """`accelerated(...)` of the trainers other than SFT: on 2 ranks they follow one rank (docs/trainers.md)."""
 
+import re
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -225,6 +226,11 @@ def test_the_loss_of_a_classifier_is_put_right_and_that_is_said_once(two_ranks: 
     said = "average_tokens_across_devices = False: the loss is a mean already"
     trainers = [case for case in ON_TWO_RANKS if case.startswith("classifier")]
     assert two_ranks[0].stderr.count(said) == len(trainers)
+
+
+@pytest.mark.gloo
+def test_a_plan_that_is_asked_for_in_vain_is_said_to_be_unused(two_ranks: tuple[Ended, Runs]) -> None:
+    assert len(re.findall(r"step plan: not used, because a \w*DPOTrainer computes", two_ranks[0].stderr)) == 1
 
 
 @pytest.mark.gloo

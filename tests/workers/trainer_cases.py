@@ -130,10 +130,11 @@ def dpo(path, folder, accumulation, **options):
 
 
 def dpo_full(path, folder, accumulation):
-    """With the reference model, which stands before the arguments, by position."""
+    """With the reference model, which stands before the arguments, by position. On several ranks a plan is asked for."""
     (model, tokenizer), (reference, _) = (language_model(path, full=True) for _ in range(2))
     args = arguments(trl.DPOConfig, folder, accumulation)
-    return of(trl.DPOTrainer)(model, reference, args, train_dataset=pairs(), processing_class=tokenizer)
+    asked = {} if WORLD_SIZE == 1 else {"plugin": UnslothAcceleratorPlugin(plan="auto")}
+    return of(trl.DPOTrainer)(model, reference, args, train_dataset=pairs(), processing_class=tokenizer, **asked)
 
 
 def dpo_precomputed(path, folder, accumulation):

@@ -90,7 +90,10 @@ class MultiGPUConfig:
 
         file = Path(path)
         if not file.is_file():
-            raise ConfigurationError(f"`path={str(path)!r}` is no file.")
+            raise ConfigurationError(
+                f"`path={str(path)!r}` is no file. It must be a YAML file of fields, as `num_gpus: 2`. Without one, "
+                "`MultiGPUConfig()` reads them from the environment."
+            )
         values = yaml.safe_load(file.read_text()) or {}
         if not isinstance(values, dict):
             raise ConfigurationError(

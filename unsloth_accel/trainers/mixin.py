@@ -27,6 +27,7 @@ from ..metrics.step_metrics import StepMetrics
 from ..plugin import UnslothAcceleratorPlugin
 from ..ranks.environment import is_distributed
 from ..ranks.idle_gpus import log_idle_gpus
+from ..ranks.logging import log_once
 from ..ranks.restarts import begin_attempt
 from ..recovery.agreed_stop import AgreedStop
 from ..recovery.checkpoints import Checkpoints
@@ -78,6 +79,7 @@ class UnslothAcceleratedTrainerMixin(SavingMixin):
     # The reductions before the step whose micro-batches run now.
     _computing_since: int | None = None
     _given_plugin: UnslothAcceleratorPlugin | None = None
+    _can_plan_steps = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -105,6 +107,8 @@ class UnslothAcceleratedTrainerMixin(SavingMixin):
         if self.gradient_sync is not None or self.plugin.resume is not None:
             self._checkpoints = Checkpoints(self, self.plugin.resume)
             self._continuation = Continuation(self, automatic=self.plugin.resume == "auto")
+        if not self._can_plan_steps and (self.plugin.plan not in (None, "keep") or self.plugin.balance):
+            log_once("step plan: not used, because a %s computes micro-batches as they are", type(self).__name__)
 
     def _stand_down(self, mode: str) -> None:
         if self.plugin.resume is not None:

@@ -54,6 +54,7 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
     _planned: PlannedSteps | None = None
     _search: PlanSearch | None = None
     _weighed: TokenWeightedMeans | None = None  # while an evaluation runs
+    _can_plan_steps = True
     _steps_alone = False  # whether a step has begun whose reports nobody else hears
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
