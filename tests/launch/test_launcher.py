@@ -192,6 +192,7 @@ def test_bad_arguments_are_refused_before_a_process_starts(tmp_path: Path, monke
         ((len, nodes), {}, "spans 2 machines"),
         ((len, "cpu_gloo"), {"num_processes": 0}, "`num_processes` must be a positive integer, got 0"),
         ((len, "ddp"), {"num_processes": torch.cuda.device_count() + 1}, "are visible"),
+        ((len,), {"num_processes": torch.cuda.device_count() + 1}, "`config='ddp.*are visible"),
         ((len, MultiGPUConfig(num_gpus=torch.cuda.device_count() + 1)), {}, "are visible"),
     ]
     for args, options, message in cases:

@@ -130,7 +130,7 @@ def dpo(path, folder, accumulation, **options):
 
 
 def dpo_full(path, folder, accumulation):
-    """With the reference model, which stands before the arguments, by position. On several ranks a plan is asked for."""
+    """With the reference model, which stands before the arguments, by position; on several ranks with a plan."""
     (model, tokenizer), (reference, _) = (language_model(path, full=True) for _ in range(2))
     args = arguments(trl.DPOConfig, folder, accumulation)
     asked = {} if WORLD_SIZE == 1 else {"plugin": UnslothAcceleratorPlugin(plan="auto")}

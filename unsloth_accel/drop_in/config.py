@@ -14,6 +14,7 @@ from ..plugin import (
     refuse_unknown,
     refuse_unknown_variables,
 )
+from ..ranks.gpu_config import gpu_config
 
 
 DDPBackend = Literal["nccl", "gloo"]
@@ -120,7 +121,7 @@ class MultiGPUConfig:
     @property
     def launch_config(self) -> str:
         """The short name of the shipped config that `launch_ddp_training` uses."""
-        return "cpu_gloo" if self.ddp_backend == "gloo" else "ddp"
+        return "cpu_gloo" if self.ddp_backend == "gloo" else gpu_config()
 
     def _positive(self, name: str) -> int | None:
         source, value = read_field(self, name)

@@ -81,7 +81,7 @@ def enable_multi_gpu(
         log_once("enable_multi_gpu was called again: the new settings replace those of the first call")
         _active.disable()
     _active = MultiGPUHandle(config)
-    log_idle_gpus(config.launch_config, config.num_gpus)
+    log_idle_gpus(config.num_gpus, lambda: config.launch_config)
     return _active
 
 

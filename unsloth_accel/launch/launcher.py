@@ -29,6 +29,7 @@ import yaml
 from ..drop_in.config import MultiGPUConfig
 from ..errors import ConfigurationError
 from ..ranks.environment import was_launched
+from ..ranks.gpu_config import gpu_config
 from .configs import config_path
 from .failure import LaunchError, first_failure, stacks
 from .pickling import dumps_call
@@ -40,7 +41,7 @@ _POLL_SECONDS = 0.1
 
 def launch_ddp_training(
     target: str | Path | Callable[..., Any],
-    config: str | Path | MultiGPUConfig = "ddp",
+    config: str | Path | MultiGPUConfig | None = None,
     args: Sequence[object] = (),
     kwargs: Mapping[str, object] | None = None,
     *,
@@ -56,9 +57,10 @@ def launch_ddp_training(
         target (`str`, `Path` or `Callable`):
             A script, or a function. A function of a notebook or of `__main__` is sent by value, with the variables it
             uses; one of an importable module by name.
-        config (`str`, `Path` or [`MultiGPUConfig`], *optional*, defaults to `"ddp"`):
+        config (`str`, `Path` or [`MultiGPUConfig`], *optional*):
             The short name of a shipped config, the path of an Accelerate YAML, or a [`MultiGPUConfig`]: then each rank
             also calls `enable_multi_gpu` with it before the target, so that `trl.SFTTrainer` is the accelerated one.
+            `None`: `"ddp"`, or `"ddp_fp16"` where a GPU computes no bf16.
         args (`Sequence`, *optional*):
             The function's positional arguments, or the script's command line.
         kwargs (`Mapping[str, object]`, *optional*):
@@ -80,7 +82,7 @@ def launch_ddp_training(
     ```python
     >>> from unsloth_accel import launch_ddp_training
 
-    >>> losses = launch_ddp_training(train, config="ddp_fp16", num_processes=2)  # doctest: +SKIP
+    >>> losses = launch_ddp_training(train, num_processes=2)  # doctest: +SKIP
     ```
     """
     _refuse_inside_a_launch()
@@ -101,12 +103,12 @@ def _refuse_inside_a_launch() -> None:
         )
 
 
-def _resolve_config(config: str | Path | MultiGPUConfig, num_processes: int | None) -> list[str]:
+def _resolve_config(config: str | Path | MultiGPUConfig | None, num_processes: int | None) -> list[str]:
     """The command up to the script: `accelerate launch` with its config, world size and a free port."""
     if isinstance(config, MultiGPUConfig):
         num_processes = num_processes if num_processes is not None else config.num_gpus
         config = config.launch_config
-    path = config_path(str(config))
+    path = config_path(gpu_config() if config is None else str(config))
     ranks = _num_processes(path, num_processes)
     port = "0"  # Accelerate looks for a free one itself, just before it starts the ranks
     options = ["--config_file", str(path), "--num_processes", str(ranks), "--main_process_port", port]
@@ -146,7 +148,7 @@ def _write_plan(
     target: str | Path | Callable[..., Any],
     args: Sequence[object],
     kwargs: dict[str, object],
-    config: str | Path | MultiGPUConfig,
+    config: str | Path | MultiGPUConfig | None,
 ) -> None:
     script = None if callable(target) else _script(target, kwargs)
     if callable(target):

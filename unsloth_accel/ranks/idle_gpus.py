@@ -2,20 +2,22 @@
 
 import shlex
 import sys
+from collections.abc import Callable
 
 from .environment import was_launched
+from .gpu_config import gpu_config
 from .logging import log_once
 
 
 _said = False
 
 
-def log_idle_gpus(config: str = "ddp", num_gpus: int | None = None) -> None:
+def log_idle_gpus(num_gpus: int | None = None, config: Callable[[], str] = gpu_config) -> None:
     """Logs, once in a process that no launcher started, how many GPUs it leaves idle and the command for all.
 
     Args:
-        config (`str`, *optional*, defaults to `"ddp"`): The short name of the launch config to name in the command.
         num_gpus (`int`, *optional*): How many GPUs to use. Defaults to all that are visible.
+        config (`Callable`, *optional*): Gives the short name of the launch config to name in the command.
     """
     import torch
 
@@ -25,7 +27,7 @@ def log_idle_gpus(config: str = "ddp", num_gpus: int | None = None) -> None:
     gpus = torch.cuda.device_count()
     wanted = num_gpus or gpus
     if gpus > 1:
-        command = _command(config, wanted)
+        command = _command(config(), wanted)
         log_once("one process uses one GPU, %d of %d stay idle. To use %d: %s", gpus - 1, gpus, wanted, command)
     elif gpus == 0:
         log_once("no GPU is visible: training runs on the CPU, in one process")
