@@ -105,9 +105,11 @@ def test_a_users_loss_function_is_judged_by_what_it_does_with_the_count(losses: 
         "divided": True,
         "handed on": True,
         "lambda": True,  # without a source of its own, nothing is changed
+        "object": False,
     }
 
 
 def test_only_what_transformers_would_multiply_is_put_right(losses: dict[str, Any]) -> None:
-    assert losses["trainers"] == {"Logging": False, "Weighted": True}
+    multiplied = dict.fromkeys(("Logging", "Named", "Kept"), False)
+    assert losses["trainers"] == {**multiplied, "Parallel": True, "Weighted": True}
     assert losses["smoothed"], "label smoothing divides by the count"

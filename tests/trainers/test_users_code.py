@@ -23,6 +23,7 @@ CASES = [
     "gathers",
     "streams",
     "stops_in_a_step",
+    "logs_in_a_step",
     "counts_tokens",
 ]
 
@@ -56,11 +57,13 @@ def test_a_users_gather_gets_the_rows_of_all_ranks(one: dict[str, Run], two: dic
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize("case", ["train", "r_drop", "fgm", "gathers", "streams", "counts_tokens"])
+@pytest.mark.parametrize("case", ["train", "r_drop", "fgm", "gathers", "streams", "logs_in_a_step", "counts_tokens"])
 def test_what_trl_logs_is_logged(case: str, one: dict[str, Run], two: dict[str, Run]) -> None:
     for ours, plain in zip(two[case]["logs"], one[case]["logs"], strict=True):
         assert ours.keys() == plain.keys() >= {"entropy", "mean_token_accuracy", "num_tokens"}
         assert ours["num_tokens"] == plain["num_tokens"]
+        for name in ("entropy", "mean_token_accuracy"):
+            assert ours[name] == pytest.approx(plain[name], rel=1e-5), name
 
 
 @pytest.mark.long

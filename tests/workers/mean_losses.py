@@ -86,6 +86,41 @@ class Logging(Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
+class Named(Trainer):
+    """The same, by the name of the class."""
+
+    def compute_loss(self, *args, **kwargs):
+        return Trainer.compute_loss(self, *args, **kwargs)
+
+
+class Kept(Trainer):
+    """The same, by way of a variable, on both paths."""
+
+    def compute_loss(self, *args, **kwargs):
+        if self.model.training:
+            loss = super(Kept, self).compute_loss(*args, **kwargs)  # noqa: UP008
+        else:
+            compute = super().compute_loss
+            loss = compute(*args, **kwargs)
+        return loss
+
+
+class Parallel(Trainer):
+    """On one of two paths transformers' loss, as TRL's SFT where sequences are cut over the ranks."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.args.parallelism_config is not None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return divided(model(**inputs), inputs["labels"], num_items_in_batch) * self.args.world_size
+
+
+class Focal:
+    """A function of the user that is an object."""
+
+    def __call__(self, outputs, labels, num_items_in_batch=None):
+        return mean(outputs, labels)
+
+
 class Weighted(Trainer):
     """Instead of transformers' loss."""
 
@@ -115,8 +150,11 @@ def main() -> None:
         found[name] = {"depends": depends_on_count(model, labels), "averages": trainer(model)}
     causal, classifier = (MODELS[f"Llama, {kind}"][0] for kind in ("causal", "sequences"))
     losses = {"mean": mean, "divided": divided, "handed on": handed_on, "lambda": lambda outputs, labels, **_: mean}
+    losses["object"] = Focal()
     found["losses"] = {name: trainer(causal(), loss=loss) for name, loss in losses.items()}
-    found["trainers"] = {cls.__name__: trainer(classifier(), cls) for cls in (Logging, Weighted)}
+    found["trainers"] = {
+        cls.__name__: trainer(classifier(), cls) for cls in (Logging, Named, Kept, Parallel, Weighted)
+    }
     found["smoothed"] = trainer(classifier(), label_smoothing_factor=0.1)
     Path(sys.argv[1]).write_text(json.dumps(found))
 

@@ -190,6 +190,20 @@ def compiles(path):
     return trained(make(path, torch_compile=True, torch_compile_backend="eager"))
 
 
+class LogsInAStep(TrainerCallback):
+    trainer = None
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.trainer.log({"between": 1.0})
+
+
+def logs_in_a_step(path):
+    """TRL forgets what it had noted of the first micro-batch."""
+    callback = LogsInAStep()
+    callback.trainer = make(path, callbacks=[callback], gradient_accumulation_steps=2)
+    return trained(callback.trainer)
+
+
 def counts_tokens(path):
     """transformers gathers after each micro-batch."""
     return trained(make(path, include_num_input_tokens_seen="all", gradient_accumulation_steps=2))
@@ -210,6 +224,7 @@ CASES = {
     "streams": streams,
     "stops_in_a_step": stops_in_a_step,
     "compiles": compiles,
+    "logs_in_a_step": logs_in_a_step,
     "counts_tokens": counts_tokens,
 }
 

@@ -9,7 +9,7 @@ https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/traine
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 
@@ -32,7 +32,28 @@ def _is_computed_by_transformers(trainer_class: type) -> bool:
 
     above = trainer_class.__mro__[: trainer_class.__mro__.index(Trainer)]
     overrides = [vars(cls)["compute_loss"] for cls in above if "compute_loss" in vars(cls)]
-    return all("super().compute_loss(" in _source(override) for override in overrides)
+    return all(_always_calls_base(_body(override)) for override in overrides)
+
+
+def _always_calls_base(body: Sequence[ast.stmt]) -> bool:
+    """Whether statements use the `compute_loss` of a class above on every path: TRL's SFT does on one of two, and
+    computes and multiplies its loss itself on the other."""
+    for part in body:
+        if isinstance(part, ast.If):
+            calls = _always_calls_base(part.body) and _always_calls_base(part.orelse)
+        elif isinstance(part, ast.With | ast.Try):
+            calls = _always_calls_base(part.body)
+        else:
+            calls = any(_is_of_base(node) for node in ast.walk(part))
+        if calls:
+            return True
+    return False
+
+
+def _is_of_base(node: ast.AST) -> bool:
+    """Whether it is `super().compute_loss`, or that of a class by its name."""
+    is_own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    return isinstance(node, ast.Attribute) and node.attr == "compute_loss" and not is_own
 
 
 def _forward_drops_count(model: Any) -> bool:
@@ -53,6 +74,8 @@ def _drops_count(loss: Callable[..., Any], called_with: str = "") -> bool:
 
 def _body(function: Callable[..., Any]) -> list[ast.stmt]:
     """The statements of a function, without its parameters; none where there is no source of it alone."""
+    if not inspect.isroutine(function):  # an object that is called
+        function = type(function).__call__
     try:
         statement = ast.parse(textwrap.dedent(_source(function))).body[:1]
     except SyntaxError:  # of a lambda, the lines of the call that it stands in

@@ -47,6 +47,8 @@ class PlannedSteps:
         self._reduce: Callable[[], None] | None = None
         self.on_compute: Callable[[], None] = lambda: None
         self.on_computed: Callable[[], None] = lambda: None
+        self.remember_metrics: Callable[[], Undo] = lambda: lambda: None
+        self._take_back_metrics: Undo = lambda: None
         self.together = Together.NOT
         self._undo_layers: Undo = lambda: None
         self._kept = 0
@@ -183,6 +185,7 @@ class PlannedSteps:
         total = torch.zeros((), device=self._trainer.args.device)
 
         def compute(piece: Piece) -> Tensor:
+            self._take_back_metrics = self.remember_metrics()
             return step(model, merge(piece), num_items_in_batch)
 
         for _, loss in compute_parts(pieces, compute, self._cut if self._splits else None, parameters):
@@ -190,6 +193,7 @@ class PlannedSteps:
         return total
 
     def _cut(self, piece: Piece, error: str) -> list[Piece]:
+        self._take_back_metrics()  # forward had noted them when backward ran out of memory
         parts = cut(piece) if self._regroups else [piece]
         if len(parts) > 1:
             self.cuts += 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..ddp.reports import RankReport, StepMember
 from ..fixes import apply_loading_fixes
 from ..imports import load_unsloth
-from ..patching import replace_attribute
+from ..patching import Undo, replace_attribute
 from ..ranks.logging import log_once
 from ..step_plan import StepPlanRecord
 from .evaluation import TokenWeightedMeans
@@ -19,7 +19,7 @@ from .mixin import UnslothAcceleratedTrainerMixin
 from .plan_choice import AS_GIVEN, is_searched, plan_asked_for
 from .plan_search import PlanSearch
 from .planned_steps import PlannedSteps, balance_rows
-from .sft_metrics import SFTMetrics
+from .sft_metrics import SFTMetrics, remember_metrics
 
 
 load_unsloth()
@@ -62,6 +62,7 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         asked = plan_asked_for(self)
         if asked is not None and self._loss_is_ours():
             self._planned = PlannedSteps(self, asked, splits=self.plugin.on_oom == "split")
+            self._planned.remember_metrics = self._remember_metrics
             if is_searched(self):
                 assert self.plugin.memory_margin is not None, "has a default"
                 self._search = PlanSearch(self, self._planned, self.plugin.memory_margin)
@@ -247,6 +248,18 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         metrics.note_micro_batch(inputs.get("labels"), self._total_train_tokens - counted)
         return loss
+
+    def _remember_metrics(self) -> Undo:
+        """A function that takes back what is counted and noted from here on, of what is then computed again."""
+        take_back, metrics = remember_metrics(self), self._sft_metrics
+        forget = metrics.remember() if metrics is not None else None
+
+        def undo() -> None:
+            take_back()
+            if forget is not None:
+                forget()
+
+        return undo
 
     @contextmanager
     def _metrics_stay_local(self) -> Iterator[None]:
