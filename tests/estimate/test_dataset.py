@@ -17,6 +17,10 @@ SEQUENCE = 96
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": text} for text in TEXTS],
     "prompt": [{"prompt": text, "completion": " and waits."} for text in TEXTS],
+    "turns": [
+        {"prompt": [{"role": "user", "content": text}], "completion": [{"role": "assistant", "content": "It waits."}]}
+        for text in TEXTS
+    ],
     "messages": [
         {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "It waits."}]}
         for text in TEXTS
@@ -42,7 +46,7 @@ def test_rows_have_the_tokens_that_trl_gives_them(kind: str, tiny_model: Path, t
     prepared: Any = trainer.train_dataset
     expected = [min(SEQUENCE, len(row)) for row in prepared["input_ids"]]
     assert read_lengths(str(path), str(tiny_model), SEQUENCE).tokens.tolist() == expected
-    assert len(expected) == (3 if kind == "prompt" else 4), "TRL drops the row whose completion is cut off"
+    assert len(expected) == (3 if kind in ("prompt", "turns") else 4), "TRL drops the row whose completion is cut off"
     assert len(set(expected)) > 2, "rows differ"
 
 

@@ -96,3 +96,9 @@ def test_what_is_found_fits(
         assert one.tokens * (work + one.layers_kept * layer) * MIB <= room * GIB * (1 + 1e-9)
     kept = [one.layers_kept for one in found]
     assert kept == sorted(set(kept)), "more pieces only for more layers"
+
+
+def test_nothing_measured_is_no_limit() -> None:
+    """Where the rest of memory hides what a small batch took."""
+    (only,) = candidates(MemoryFigures(room=8 * GIB, work=0, layer=0, measured_tokens=1000), 8000, 512, 8, LAYERS)
+    assert only.tokens == 8 * GIB

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unsloth_accel.plan.pieces import Together, cut, how_together, make_pieces, merge, tokens_together
+from unsloth_accel.plan.pieces import Together, cut, halve, how_together, make_pieces, merge, tokens_together
 
 
 WORKERS = Path(__file__).parents[1] / "workers"
@@ -39,6 +39,14 @@ def with_images(*lengths: int, images: int = 1, **more: Any) -> dict[str, Tensor
 
 def rows(piece: Any) -> list[list[int]]:
     return [[token for token in row if token] for row in merge(piece)["input_ids"].tolist()]
+
+
+def test_documents_with_padding_behind_them_are_not_cut() -> None:
+    """As of `pad_to_multiple_of`: padding is no document, and Unsloth refuses a part without one."""
+    two = padding_free(3, 2)
+    whole = {**two, "packed_seq_lengths": torch.tensor([3, 2])}
+    filled = {name: torch.cat([tensor, torch.zeros(1, 3, dtype=torch.long)], dim=1) for name, tensor in two.items()}
+    assert [len(halve(batch)) for batch in (whole, {**filled, "packed_seq_lengths": torch.tensor([3, 2])})] == [2, 1]
 
 
 @pytest.mark.parametrize(

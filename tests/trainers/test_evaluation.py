@@ -11,6 +11,7 @@ from trajectories import Run, read_runs
 
 WORKER = ROOT / "tests" / "workers" / "evaluation.py"
 CASES = ["plan=auto", "rows=5,plan=auto", "padding_free=no,plan=auto", "padding_free=no,plan=auto,rows=1"]
+CASES += ["padding_free=no,plan=auto,transform=yes"]  # rows of unknown lengths
 OUT_OF_MEMORY = ["plan=auto,rows=4,limit=150", "padding_free=no,plan=auto,rows=4,limit=150"]
 PREDICTED = ["plan=auto,rows=4,predictions=yes", "padding_free=no,plan=auto,rows=4,predictions=yes"]
 RAISED = "plan=auto,rows=4,limit=150,on_oom=raise"

@@ -61,6 +61,11 @@ def evaluate(path, folder, case):
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj"]))
     seen = Rows(model, int(case["limit"]) if "limit" in case and RANK == WORLD_SIZE - 1 else 10**9)
     rows = Dataset.from_list(texts())
+    options = {}
+    if "transform" in case:  # as of images: nobody knows how long the rows are before they are read
+        tokenizer = counting_tokenizer.CountingTokenizer.from_pretrained(path)
+        rows = rows.with_transform(lambda batch: {"input_ids": tokenizer(batch["text"])["input_ids"]})
+        options = {"remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
     trainer = UnslothAcceleratedSFTTrainer(
         model=model,
         args=SFTConfig(
@@ -68,7 +73,7 @@ def evaluate(path, folder, case):
             dataset_num_proc=1,
             per_device_eval_batch_size=int(case.get("rows", "2")),
             padding_free=case.get("padding_free", "yes") == "yes",
-            **{**COMPARABLE, "bf16": False},
+            **{**COMPARABLE, "bf16": False, **options},
         ),
         train_dataset=rows,
         eval_dataset=rows,

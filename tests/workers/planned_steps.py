@@ -162,6 +162,7 @@ def train(path, folder, case):
     arguments |= {"gradient_accumulation_steps": accumulation, "gradient_checkpointing": True}
     arguments |= {"padding_free": case.get("padding_free", "yes") == "yes", "packing": case.get("packing") == "yes"}
     arguments |= {name: float(case[name]) for name in NUMBERS if name in case}
+    arguments |= {"pad_to_multiple_of": int(case["multiple"]) if "multiple" in case else None}
     arguments |= {"average_tokens_across_devices": case.get("average", "yes") == "yes"}
     trainer = UnslothAcceleratedSFTTrainer(
         model=model,

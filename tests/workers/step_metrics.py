@@ -80,12 +80,13 @@ def seen(case, trainer):
 
 
 def trained(case, path):
-    """Logs and evaluates every other step; evaluates again when training is over.
+    """Evaluates before the first step, logs and evaluates every other step; evaluates again when training is over.
 
     Each rank has a folder of its own, as where a time stamp is in its name. That is no fault as long as none saves.
     """
     callback = LateRank()
-    settings = {"gradient_accumulation_steps": 2, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    settings = {"gradient_accumulation_steps": 2, "logging_steps": 2}
+    settings |= {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}
     trainer = made(case, path, callback, **settings)
     trainer.args.output_dir += f".of-rank-{RANK}" if RANK else ""
     trainer.train()

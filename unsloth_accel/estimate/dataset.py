@@ -77,14 +77,22 @@ def _count_rows(batch: dict[str, list[Any]], tokenizer: Any) -> dict[str, list[i
     `prompt` is what of the tokens is not learnt.
     """
     if "messages" in batch:
-        rows = tokenizer.apply_chat_template(batch["messages"], tokenize=True, return_dict=True)["input_ids"]
-        return {"tokens": list(map(len, rows)), "prompt": [0] * len(rows)}
+        rows = _from_template(tokenizer, batch["messages"])
+        return {"tokens": rows, "prompt": [0] * len(rows)}
     if "text" in batch:
         rows = tokenizer(batch["text"])["input_ids"]
         prompts = [0] * len(rows)
     else:
-        both = zip(batch["prompt"], batch["completion"], strict=True)
-        rows = tokenizer([prompt + completion for prompt, completion in both])["input_ids"]
+        both = [prompt + completion for prompt, completion in zip(batch["prompt"], batch["completion"], strict=True)]
+        if not isinstance(both[0], str):
+            prompts = _from_template(tokenizer, batch["prompt"], add_generation_prompt=True)
+            return {"tokens": _from_template(tokenizer, both), "prompt": prompts}
+        rows = tokenizer(both)["input_ids"]
         prompts = list(map(len, tokenizer(batch["prompt"])["input_ids"]))
     end = tokenizer.eos_token_id
     return {"tokens": [len(row) + (row[-1:] != [end]) for row in rows], "prompt": prompts}
+
+
+def _from_template(tokenizer: Any, conversations: list[Any], **options: bool) -> list[int]:
+    rows = tokenizer.apply_chat_template(conversations, tokenize=True, return_dict=True, **options)["input_ids"]
+    return list(map(len, rows))

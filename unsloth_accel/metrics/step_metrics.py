@@ -54,6 +54,7 @@ class StepMetrics:
         """Starts the clock at the first step; each later one begins where the one before ended."""
         if self._began is None:
             self._began = time.perf_counter()
+            self._paused = 0.0  # by an evaluation before the first step (`eval_on_start`)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -37,7 +37,7 @@ class MemoryFigures:
 
     def tokens_that_fit(self, layers_kept: int) -> int:
         """The most tokens of a piece that keeps so many layers."""
-        return int(self.room / (self.work + layers_kept * self.layer))
+        return int(self.room / max(1.0, self.work + layers_kept * self.layer))
 
 
 def candidates(

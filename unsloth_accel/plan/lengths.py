@@ -37,6 +37,11 @@ class RowLengths:
         """Rows that are one document each."""
         return cls(tokens, tokens * tokens)
 
+    @classmethod
+    def unknown(cls, rows: int) -> "RowLengths":
+        """Rows that count alike, because nobody knows how long they are."""
+        return cls.of_documents(np.ones(rows, np.int64))
+
     def __len__(self) -> int:
         return len(self.tokens)
 

@@ -235,6 +235,9 @@ def _halve_rows(batch: Batch) -> list[Batch]:
 
 def _halve_documents(batch: Batch) -> list[Batch]:
     tokens = _width(batch)
+    lengths = batch.get("packed_seq_lengths")
+    if lengths is not None and int(lengths.sum()) < tokens:  # `pad_to_multiple_of` puts padding behind the documents
+        return [batch]
     starts = [start for start in (batch["position_ids"][0] == 0).nonzero()[:, 0].tolist() if 0 < start < tokens]
     if not starts:
         return [batch]

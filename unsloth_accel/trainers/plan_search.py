@@ -86,8 +86,14 @@ class PlanSearch:
         model, device = self._trainer.model, self._trainer.args.device
         layers = checkpointed_layers(model)
         gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        if self._in_buckets():  # which are there since DDP was built
+            gradients = 0
         self._planned.keep_layers(1)
         self._probe = MemoryProbe(device, self._margin, gradients, layers[-1] if layers else None)
+
+    def _in_buckets(self) -> bool:
+        choice, handler = self._trainer.gradient_sync, self._trainer.accelerator.ddp_handler
+        return choice is not None and choice.mode == "overlapped" and bool(handler.gradient_as_bucket_view)
 
     def report(self) -> Mapping[str, float | Tensor]:
         """What this rank has measured; called when the step's gradients are there."""

@@ -14,7 +14,7 @@ from ..patching import Undo
 from ..plan.cost import RowCost
 from ..plan.dataloader import balance_batches, why_not_balanced
 from ..plan.layers import checkpointed_layers, keep_layers
-from ..plan.lengths import row_lengths
+from ..plan.lengths import RowLengths, row_lengths
 from ..plan.out_of_memory import compute_parts, is_out_of_memory
 from ..plan.pieces import Piece, Together, cut, how_together, make_pieces, merge, tokens_together
 from ..ranks.environment import rank
@@ -240,7 +240,9 @@ def ran_out_of_memory(report: RankReport) -> bool:
     return bool(report.values["pieces_cut"] or report.values["layers_dropped"])
 
 
-def balance_rows(trainer: Any, dataloader: Any, dataset: Any, accumulation: int) -> tuple[Any, str]:
+def balance_rows(
+    trainer: Any, dataloader: Any, dataset: Any, accumulation: int, lengths_matter: bool = True
+) -> tuple[Any, str]:
     """Deals the rows of each step to the ranks by cost, each row once, where that is possible.
 
     Args:
@@ -248,11 +250,14 @@ def balance_rows(trainer: Any, dataloader: Any, dataset: Any, accumulation: int)
         dataloader (`DataLoader`): What it made for `dataset`.
         dataset (`datasets.Dataset`): The rows, prepared.
         accumulation (`int`): The micro-batches of a rank in a step.
+        lengths_matter (`bool`, *optional*, defaults to `True`): Whether rows of unknown length stay as they are dealt.
 
     Returns:
         `tuple[DataLoader, str]`: The loader to iterate over, and why its rows are dealt by number, or nothing.
     """
     lengths, reason = row_lengths(dataset, trainer.args.max_length)
+    if lengths is None and not lengths_matter and hasattr(dataset, "__len__"):
+        lengths = RowLengths.unknown(len(dataset))
     against = reason if lengths is None else why_not_balanced(dataloader, lengths)
     if lengths is None or against:
         return dataloader, str(against)

@@ -102,7 +102,10 @@ class UnslothAcceleratedSFTTrainer(UnslothAcceleratedTrainerMixin, trl.SFTTraine
         dataloader = super().get_eval_dataloader(eval_dataset)
         if self.gradient_sync is None or self.compute_metrics is not None or self._replaced():
             return dataloader
-        return balance_rows(self, dataloader, dataloader.dataset, accumulation=1)[0]
+        dealt, reason = balance_rows(self, dataloader, dataloader.dataset, accumulation=1, lengths_matter=False)
+        if reason:
+            log_once("evaluation: where rows do not divide over the ranks, some count twice: %s", reason)
+        return dealt
 
     def _evaluation_is_ours(self) -> bool:
         """Whether it is that of several ranks, or of one with a plan, and the loss that of TRL."""
