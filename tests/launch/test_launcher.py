@@ -1,4 +1,6 @@
+import base64
 import importlib
+import json
 import os
 import re
 import signal
@@ -185,11 +187,16 @@ def test_bad_arguments_are_refused_before_a_process_starts(tmp_path: Path, monke
     monkeypatch.setattr(subprocess, "Popen", None)
     nodes = tmp_path / "nodes.yaml"
     nodes.write_text("num_machines: 2\nuse_cpu: true\n")
+    broken, words = tmp_path / "broken.yaml", tmp_path / "words.yaml"
+    broken.write_text("num_machines: [")
+    words.write_text("words")
     cases: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
         (("no_such_script.py", "cpu_gloo"), {}, "neither a function nor an existing script"),
         ((__file__, "cpu_gloo"), {"kwargs": {"steps": 3}}, "`kwargs` \\(steps\\) are for functions"),
         ((len, "cpu_glo"), {}, "cpu_gloo"),
         ((len, nodes), {}, "spans 2 machines"),
+        ((len, broken), {}, "is no YAML"),
+        ((len, words), {}, "must hold settings of Accelerate, got 'words'"),
         ((len, "cpu_gloo"), {"num_processes": 0}, "`num_processes` must be a positive integer, got 0"),
         ((len, "ddp"), {"num_processes": torch.cuda.device_count() + 1}, "are visible"),
         ((len,), {"num_processes": torch.cuda.device_count() + 1}, "`config='ddp.*are visible"),
@@ -201,6 +208,17 @@ def test_bad_arguments_are_refused_before_a_process_starts(tmp_path: Path, monke
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ConfigurationError, match="on a rank that a launcher started"):
         launch_ddp_training(len, "cpu_gloo")
+
+
+def test_an_exception_that_only_the_rank_can_load_leaves_its_traceback(tmp_path: Path) -> None:
+    exception = base64.b64encode(b"cno_such_module\nAnError\n.").decode()
+    record = {"rank": 1, "time": 1.0, "from_peer": False, "traceback": "AnError: its text", "exception": exception}
+    (tmp_path / "error_1.json").write_text(json.dumps(record))
+
+    error = first_failure(tmp_path)
+
+    assert "AnError: its text" in str(error)
+    assert error.__cause__ is None
 
 
 def test_the_launchers_own_failure_shows_its_output(tmp_path: Path) -> None:

@@ -243,3 +243,6 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(
 def test_an_output_in_no_folder_is_an_error(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="`output` must lie in an existing folder; there is no .*/nowhere"):
         write_report(folders[0], output=tmp_path / "nowhere" / "report.html")
+    for output in (tmp_path / "report", tmp_path):
+        with pytest.raises(ConfigurationError, match="`output` must be a file with a suffix, as report.html; got"):
+            write_report(folders[0], output=output)

@@ -46,12 +46,13 @@ def rank_one_dies(how):
 
 
 def bar_then_wait(folder):
-    """Shows a progress bar, says that it is there, and waits; rank 1 does not listen to Ctrl-C."""
+    """Shows a progress bar, says that it is there, and waits; rank 1 ignores Ctrl-C, and takes SIGTERM over."""
     from tqdm import tqdm
 
     rank = os.environ["RANK"]
     if rank == "1":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for _ in tqdm(range(3), desc=f"bar of rank {rank}", mininterval=0):
         pass
     try:

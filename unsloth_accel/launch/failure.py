@@ -2,9 +2,12 @@
 
 import base64
 import json
+import os
 import pickle
 import re
 import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UnslothAccelError
@@ -15,6 +18,9 @@ from ..errors import UnslothAccelError
 _REPORTED = re.compile(r"rank\s+: (\d+) \(local_rank: \d+\)\s+exitcode\s+: (-?\d+) \(pid: (\d+)\)")
 _STOPPED = re.compile(r"Sending process (\d+) closing signal")
 _TAIL_LINES = 30
+# Tells a rank to write where it is.
+ASKS_FOR_STACK = signal.SIGUSR2
+_ANSWER_SECONDS = 1.0
 
 
 class LaunchError(UnslothAccelError, RuntimeError):
@@ -55,8 +61,12 @@ def first_failure(folder: Path) -> LaunchError:
     return LaunchError(f"`accelerate launch` failed before a rank could say why. Its last output:\n{log}")
 
 
-def stacks(folder: Path) -> str:
-    """Where each rank was when it was told to stop."""
+def ask_for_stacks(folder: Path) -> str:
+    """Where each rank is that still runs."""
+    for path in folder.glob("pid_*"):
+        with suppress(ProcessLookupError):
+            os.kill(int(path.stem.removeprefix("pid_")), ASKS_FOR_STACK)
+    time.sleep(_ANSWER_SECONDS)
     texts = {path.stem.removeprefix("stack_"): _tail(path) for path in sorted(folder.glob("stack_*.txt"))}
     return "\n".join(f"rank {rank}:\n{text or '(no Python stack)'}" for rank, text in texts.items())
 
@@ -64,7 +74,8 @@ def stacks(folder: Path) -> str:
 def _recorded_failure(record: dict[str, object]) -> LaunchError:
     error = LaunchError(f"rank {record['rank']} failed:\n\n{record['traceback']}", rank=int(str(record["rank"])))
     if record["exception"] is not None:
-        error.__cause__ = pickle.loads(base64.b64decode(str(record["exception"])))
+        with suppress(Exception):  # its class may be one of a module that only the rank finds
+            error.__cause__ = pickle.loads(base64.b64decode(str(record["exception"])))
     return error
 
 

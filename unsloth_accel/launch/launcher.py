@@ -31,7 +31,7 @@ from ..errors import ConfigurationError
 from ..ranks.environment import was_launched
 from ..ranks.gpu_config import gpu_config
 from .configs import config_path
-from .failure import LaunchError, first_failure, stacks
+from .failure import LaunchError, ask_for_stacks, first_failure
 from .pickling import dumps_call
 
 
@@ -116,7 +116,7 @@ def _resolve_config(config: str | Path | MultiGPUConfig | None, num_processes: i
 
 
 def _num_processes(path: Path, asked: int | None) -> int:
-    settings = yaml.safe_load(path.read_text())
+    settings = _read(path)
     if int(settings.get("num_machines", 1)) > 1:
         raise ConfigurationError(
             f"`config={str(path)!r}` spans {settings['num_machines']} machines, and `launch_ddp_training` starts "
@@ -128,6 +128,16 @@ def _num_processes(path: Path, asked: int | None) -> int:
         return asked or int(settings.get("num_processes", 2))
     configured = settings.get("num_processes")  # an integer, or torchrun's word "gpu"
     return _fit_gpus(path, asked, configured if isinstance(configured, int) else None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"`config={str(path)!r}` is no YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigurationError(f"`config={str(path)!r}` must hold settings of Accelerate, got {settings!r}.")
+    return settings
 
 
 def _fit_gpus(path: Path, asked: int | None, configured: int | None) -> int:
@@ -206,12 +216,13 @@ def _run(command: list[str], environment: dict[str, str], folder: Path, timeout:
         try:
             in_time = _stream(process, timeout)
             if not in_time:
+                where = ask_for_stacks(folder)
                 _stop(process, signal.SIGTERM)
         except BaseException:
             _stop(process, signal.SIGINT)
             raise
     if not in_time:
-        raise LaunchError(f"`timeout={timeout}` seconds passed. Where each rank was:\n{stacks(folder)}")
+        raise LaunchError(f"`timeout={timeout}` seconds passed. Where each rank was:\n{where}")
     if process.returncode != 0:
         raise first_failure(folder)
 

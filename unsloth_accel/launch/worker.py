@@ -25,6 +25,7 @@ from typing import Any
 
 from ..errors import PeerError
 from ..ranks.environment import rank
+from .failure import ASKS_FOR_STACK
 
 
 _exit_code = [1]
@@ -86,10 +87,15 @@ def _die_with_caller(folder: Path) -> None:
 
 
 def _keep_stacks(folder: Path, own: int) -> None:
-    """Writes where this rank was when it crashed or was told to stop, also while it is stuck in a collective."""
+    """Writes where this rank was when it crashed or was told to stop, also while it is stuck in a collective.
+
+    Training takes SIGTERM over, so who waited too long asks with another signal; whom is in the name of a file.
+    """
     stacks = open(folder / f"stack_{own}.txt", "w")  # noqa: SIM115 # faulthandler needs it until the process ends
     faulthandler.enable(stacks)
     faulthandler.register(signal.SIGTERM, stacks, chain=True)
+    faulthandler.register(ASKS_FOR_STACK, stacks)
+    (folder / f"pid_{os.getpid()}").touch()
 
 
 def _result(plan: dict[str, Any], folder: Path) -> object:

@@ -57,6 +57,8 @@ def write_report(folder: Path, compare: Path | None = None, output: Path | None 
     folders = [each for each in (folder, compare) if each is not None]
     runs = _told_apart([read_run(each) for each in folders], folders)
     page = output or folder / "report.html"
+    if page.is_dir() or not page.suffix:  # the pictures' folder has its name without the suffix
+        raise ConfigurationError(f"`output` must be a file with a suffix, as report.html; got {str(page)!r}.")
     if not page.parent.is_dir():
         raise ConfigurationError(f"`output` must lie in an existing folder; there is no {page.parent}.")
     from .charts import draw_charts
