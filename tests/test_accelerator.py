@@ -109,6 +109,23 @@ def test_it_stands_down_for_a_mode_that_splits_the_model_and_says_so_once(done: 
 
 
 @pytest.mark.gloo
+def test_what_of_accelerate_leaves_gradients_to_one_rank_is_refused(done: SimpleNamespace) -> None:
+    for rank in done.ranks:
+        for kind, text in rank["refused"]:
+            assert kind == "GradientSyncError"
+            assert "a backward ran under `no_sync()`" in text
+
+
+@pytest.mark.gloo
+def test_where_the_last_step_has_gone_apart_waiting_for_everyone_tells(done: SimpleNamespace) -> None:
+    for rank in done.ranks:
+        before, (kind, text) = rank["apart at the end"]
+        assert before is None
+        assert kind == "GradientSyncError"
+        assert text.startswith("The weights of rank 1 are not those of rank 0")
+
+
+@pytest.mark.gloo
 def test_a_model_that_only_evaluates_is_left_to_accelerate(done: SimpleNamespace) -> None:
     assert done.ranks[0]["evaluated"] == "Sequential"
     assert "gradients deferred: 0 MiB" not in done.stderr, "nothing is chosen for it"
@@ -129,7 +146,11 @@ def test_the_process_group_is_destroyed_at_the_end(done: SimpleNamespace) -> Non
 @pytest.mark.gloo
 def test_an_error_inside_accumulate_stops_every_rank(tmp_path: Path) -> None:
     ended = launch(WORKER, "fail", tmp_path / "out", timeout=120, expect_failure=True)
-    assert "Rank 1 failed" in json.loads((tmp_path / "out-0.json").read_text())["text"]
+    seen = json.loads((tmp_path / "out-0.json").read_text())
+    assert "Rank 1 failed" in seen["text"]
+    kind, text = seen["saved"]
+    assert kind == "PeerError", "the step in which it failed is saved before the reports are read"
+    assert "they cannot be saved" in text
     assert "[rank0]: unsloth_accel.errors.PeerError: Rank 1 failed" in ended.stderr
     assert '[rank1]:     raise ValueError("a row that only rank 1 has")' in ended.stderr
     assert "[rank1]: ValueError: a row that only rank 1 has" in ended.stderr

@@ -128,6 +128,12 @@ def test_a_hook_and_deferred_gradients_exclude_each_other(monkeypatch: pytest.Mo
     assert UnslothAcceleratorPlugin(gradient_sync="overlapped").comm_hook == "fp16"
 
 
+def test_a_static_graph_and_deferred_gradients_exclude_each_other() -> None:
+    with pytest.raises(ConfigurationError, match=r"`static_graph=True` .* `gradient_sync='deferred'`"):
+        UnslothAcceleratorPlugin(gradient_sync="deferred", static_graph=True)
+    assert not UnslothAcceleratorPlugin(gradient_sync="deferred", static_graph=False).static_graph
+
+
 def test_a_plan_says_itself_whether_it_balances() -> None:
     with pytest.raises(ConfigurationError, match="`balance=False` is given beside a `plan`"):
         UnslothAcceleratorPlugin(plan=StepPlan(), balance=False)
@@ -169,10 +175,12 @@ def test_the_users_own_handlers_stay_with_their_values() -> None:
     from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
 
     scaler = GradScalerKwargs(init_scale=16.0)
-    ddp = DistributedDataParallelKwargs(bucket_cap_mb=7, static_graph=True)
-    handlers = UnslothAcceleratorPlugin(find_unused_parameters=True).to_handlers([scaler, ddp])
-    assert [id(handler) for handler in handlers] == [id(scaler), id(ddp)]
+    given = DistributedDataParallelKwargs(bucket_cap_mb=7, static_graph=True)
+    same, ddp = UnslothAcceleratorPlugin(find_unused_parameters=True).to_handlers([scaler, given])
+    assert same is scaler
+    assert isinstance(ddp, DistributedDataParallelKwargs)
     assert (ddp.bucket_cap_mb, ddp.static_graph, ddp.find_unused_parameters) == (7, True, True)
+    assert given.to_kwargs() == {"bucket_cap_mb": 7, "static_graph": True}, "else ours would be the user's, next time"
 
 
 @pytest.mark.parametrize("given", [None, []])

@@ -148,9 +148,11 @@ class UnslothAccelerator(Accelerator):
         return super().reduce(*args, **kwargs)
 
     def wait_for_everyone(self) -> None:
-        """As `Accelerator.wait_for_everyone`."""
+        """As `Accelerator.wait_for_everyone`; then the weights that the last step has made are compared."""
         self._settle()
         super().wait_for_everyone()
+        for run in self._runs:
+            run.compare_weights()
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """As `Accelerator.log`."""

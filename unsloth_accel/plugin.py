@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -199,6 +200,11 @@ class UnslothAcceleratorPlugin:
                 f"`comm_hook={self.comm_hook!r}` compresses inside DDP's reducer, which `gradient_sync='deferred'` "
                 "does not use. Leave `comm_hook` at 'no', or set `gradient_sync='overlapped'`."
             )
+        if self.gradient_sync == "deferred" and self.static_graph:
+            raise ConfigurationError(
+                "`static_graph=True` is for DDP's reducer, which `gradient_sync='deferred'` does not use. Leave "
+                "`static_graph` out, or set `gradient_sync='overlapped'`."
+            )
         if isinstance(self.plan, StepPlan) and self.balance is not None:
             raise ConfigurationError(
                 f"`balance={self.balance}` is given beside a `plan` that has a `balance` of its own: set that one."
@@ -228,18 +234,19 @@ class UnslothAcceleratorPlugin:
         """Expands the plugin into Accelerate's own handlers.
 
         Accelerate looks handlers up by exact class (a foreign one is a bare `KeyError`), so what the plugin says is
-        written into a stock `DistributedDataParallelKwargs`: the one passed in, or a new one.
+        written into a stock `DistributedDataParallelKwargs`: a copy of the one passed in, or a new one.
 
         Args:
             handlers (`list[KwargsHandler]`, *optional*):
                 The handlers the user passed to the Accelerator. Their explicit values stay.
 
         Returns:
-            `list[KwargsHandler]`: The same handlers, among them exactly one `DistributedDataParallelKwargs`.
+            `list[KwargsHandler]`: The handlers, among them exactly one `DistributedDataParallelKwargs`. It is not the
+            one passed in, in which what is written here would look like the user's choice the next time.
         """
         from accelerate.utils import DistributedDataParallelKwargs
 
-        expanded = list(handlers or ())
+        expanded = [copy(h) if isinstance(h, DistributedDataParallelKwargs) else h for h in handlers or ()]
         if not any(isinstance(handler, DistributedDataParallelKwargs) for handler in expanded):
             expanded.append(DistributedDataParallelKwargs())
         ddp = next(handler for handler in expanded if isinstance(handler, DistributedDataParallelKwargs))

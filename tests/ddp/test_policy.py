@@ -70,6 +70,12 @@ def test_a_hook_in_the_handler_and_deferred_gradients_exclude_each_other() -> No
         choose(SMALL, handler, gradient_sync="deferred")
 
 
+def test_a_static_graph_in_the_handler_and_deferred_gradients_exclude_each_other() -> None:
+    handler = DistributedDataParallelKwargs(static_graph=True)
+    with pytest.raises(ConfigurationError, match=r"`gradient_sync='deferred'` .* `static_graph=True`"):
+        choose(SMALL, handler, gradient_sync="deferred")
+
+
 TEXT: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 16,

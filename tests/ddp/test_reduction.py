@@ -106,4 +106,20 @@ def test_batch_statistics_are_those_of_ddp(ranks: list[dict[str, Any]]) -> None:
 @pytest.mark.gloo
 def test_a_closed_run_keeps_no_model_alive_and_a_copy_is_not_watched(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert rank["freed"] == {"local after the copy's backward": False, "alive": False}
+        assert rank["freed"] == {"reductions and local gradients after the copy's": [1, False], "alive": False}
+
+
+@pytest.mark.gloo
+def test_a_run_that_nobody_closed_ends_where_the_next_begins(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["begun_again"] for rank in ranks] == [None] * len(ranks)
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("case", ["unfrozen", "frozen"])
+def test_overlapped_a_layer_that_ddps_reducer_does_not_expect_is_named(case: str, ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        for kind, text in rank["overlapped_refrozen"][case]:
+            assert kind == "ConfigurationError"
+            assert text.startswith("`requires_grad` of second.bias (2 parameters in all) has changed since the model")
+            assert "Set `gradient_sync='deferred'`" in text
+        assert rank["overlapped_refrozen"]["searched"] == [None, None], "the reducer looks what is used"

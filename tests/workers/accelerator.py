@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.local_sgd import LocalSGD
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 from start import RANK, failure, write_result
 from torch import nn
@@ -91,6 +92,45 @@ def stood_down():
     return {"wrapped": type(ddp).__name__, "runs": len(accelerator._runs), "fixes": len(accelerator.applied_fixes)}
 
 
+def apart_at_the_end():
+    """The third step, the last, has a loss of its own on a part of the model, whose gradients stay each rank's."""
+    accelerator = kind("overlapped")
+    model = build()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    found = []
+    for step in range(3):
+        accelerator.backward(model(torch.ones(1, 8)).sum())
+        if step == 2:
+            model.module[0](torch.full((1, 8), RANK + 1.0)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step > 0:
+            found.append(failure(accelerator.wait_for_everyone))
+    accelerator.free_memory()
+    return found
+
+
+def trigger_sync():
+    accelerator = kind("overlapped")
+    model = build()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with accelerator.no_sync(model):
+        loss = model(torch.ones(1, 8)).sum()
+    with accelerator.trigger_sync_in_backward(model):
+        accelerator.backward(loss)
+    optimizer.step()
+
+
+def local_sgd():
+    accelerator = kind("overlapped")
+    model = build()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with LocalSGD(accelerator=accelerator, model=model, local_sgd_steps=2) as local:
+        accelerator.backward(model(torch.ones(1, 8)).sum())
+        optimizer.step()
+        local.step()
+
+
 def agree():
     runs = {
         f"{name} {accumulation}": train(kind(name, gradient_accumulation_steps=accumulation))
@@ -108,6 +148,8 @@ def agree():
         "by plugin": wrapped(None, gradient_sync="overlapped", gradient_as_bucket_view=False),
         "split": refused(),
         "stood down": stood_down(),
+        "refused": [failure(trigger_sync), failure(local_sgd)],
+        "apart at the end": apart_at_the_end(),
         "evaluated": type(UnslothAccelerator().prepare_model(build(), evaluation_mode=True)).__name__,
     }
 
@@ -119,17 +161,21 @@ def wait_for(file, seconds=20):
 
 
 def fail():
-    """Rank 1 fails in the second micro-batch. It leaves only after rank 0 has noted why it stopped."""
+    """Rank 1 fails in the second micro-batch, and rank 0 saves. Rank 1 leaves only after rank 0 has noted why."""
     accelerator = UnslothAccelerator(gradient_accumulation_steps=2)
-    model = accelerator.prepare(build())
+    model = build()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
     try:
         for step in range(4):
             with accelerator.accumulate(model):
                 if RANK == 1 and step == 1:
                     raise ValueError("a row that only rank 1 has")
                 accelerator.backward(model(torch.ones(1, 8)).sum())
+                optimizer.step()
+                optimizer.zero_grad()
+            saved = failure(model.module.state_dict)
     except PeerError as error:
-        write_result(OUT, {"text": str(error)})
+        write_result(OUT, {"text": str(error), "saved": saved})
         raise
     except ValueError:
         wait_for(Path(f"{OUT}-0.json"))

@@ -12,7 +12,7 @@ from collections import Counter
 
 import torch
 import torch.distributed as dist
-from start import RANK, WORLD_SIZE, write_result
+from start import RANK, WORLD_SIZE, failure, write_result
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -138,6 +138,7 @@ def reports():
         time.sleep(0.5 if RANK == LAST else 0.0)
         loss.backward()
         optimizer.step()
+        ddp.state_dict()  # as a rank that saves alone
         read_at_once = len(run.step_reports)
         ddp(micro_batches(1)[0])["loss"].backward()
         read_by_the_next = len(run.step_reports)
@@ -209,13 +210,48 @@ def freed():
     """A run that is closed keeps nothing of the model; a deep copy of a model in a run is a model of its own."""
     with Ours() as (ddp, run):
         ddp(micro_batches(1)[0])["loss"].backward()
-        clone = copy.deepcopy(ddp.module)
-        clone(micro_batches(1)[0])["loss"].backward()
-        local_after_copy = run.has_local_gradients
+        clone = copy.deepcopy(ddp)
+        for copied in (clone.module, clone):
+            copied(micro_batches(1)[0], (*BOTH, "never"))["loss"].backward()
+        after_copy = [run.reductions_begun, run.has_local_gradients]
     watched = weakref.ref(ddp.module)
-    del ddp, run, clone
+    del ddp, run, clone, copied
     gc.collect()
-    return {"local after the copy's backward": local_after_copy, "alive": watched() is not None}
+    return {"reductions and local gradients after the copy's": after_copy, "alive": watched() is not None}
+
+
+def begun_again():
+    """A second run of a model whose first nobody has closed."""
+    model = TwoBranches()
+
+    def train():
+        ddp = DistributedDataParallel(model)
+        run = DataParallelRun(ddp, deferred=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        ddp(micro_batches(1)[0])["loss"].backward()
+        optimizer.step()
+        return run
+
+    first = train()
+    error = failure(train)
+    first.close()
+    return error
+
+
+def overlapped_refrozen():
+    """A branch is trained from the second step on, or no longer, in the run in which that changes and in the next."""
+    found = {}
+    for case, trained, searches in (("unfrozen", False, True), ("frozen", True, False), ("searched", True, True)):
+        model = TwoBranches()
+        model.second.requires_grad_(trained)
+        ddp = DistributedDataParallel(model, find_unused_parameters=searches)
+        run = DataParallelRun(ddp, deferred=False)
+        ddp(micro_batches(1)[0], (*BOTH, "never"))["loss"].backward()
+        model.second.requires_grad_(not trained)
+        step = failure(lambda: ddp(micro_batches(1)[0], (*BOTH, "never"))["loss"].backward())  # noqa: B023
+        run.close()
+        found[case] = [step, failure(lambda: DataParallelRun(ddp, deferred=False).close())]  # noqa: B023
+    return found
 
 
 def joined():
@@ -242,7 +278,19 @@ def two_backwards():
         return len(run.step_reports)
 
 
-CASES = (joined, two_backwards, averages, two_precisions, reports, overlapped, counted, batch_statistics, freed)
+CASES = (
+    joined,
+    two_backwards,
+    averages,
+    two_precisions,
+    reports,
+    overlapped,
+    overlapped_refrozen,
+    counted,
+    batch_statistics,
+    freed,
+    begun_again,
+)
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")

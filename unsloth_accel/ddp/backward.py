@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .hooks import only_on
+
 
 class EndOfBackward:
     """Keeps DDP's contract: a backward whose forward ran with `require_backward_grad_sync` ends with a reduction.
@@ -45,9 +47,9 @@ class EndOfBackward:
         self._queued = False
         self._joining = False
         self._handles = (
-            ddp.register_forward_pre_hook(self._before_forward),
-            ddp.module.register_forward_hook(self._module_hook(ddp.module)),
-            ddp.register_forward_hook(self._after_forward, always_call=True),
+            ddp.register_forward_pre_hook(only_on(ddp, self._before_forward)),
+            ddp.module.register_forward_hook(only_on(ddp.module, self._after_model)),
+            ddp.register_forward_hook(only_on(ddp, self._after_forward), always_call=True),
         )
 
     def close(self) -> None:
@@ -68,14 +70,9 @@ class EndOfBackward:
             ddp.require_forward_param_sync = self._syncs and torch.is_grad_enabled()
         self._syncs = False
 
-    def _module_hook(self, model: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
-        """A function, which a deep copy of the model shares; a bound method would be copied, and all of us with it."""
-
-        def after_forward(module: nn.Module, args: Any, output: Any) -> None:
-            if module is model and torch.is_grad_enabled():
-                self._watch(output)
-
-        return after_forward
+    def _after_model(self, model: nn.Module, args: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            self._watch(output)
 
     def _watch(self, output: Any) -> None:
         react = self._queue if self._syncs else self._note_local

@@ -43,6 +43,19 @@ class WeightsChecksum:
         return None if total is None else total.bitwise_and_(_MASK).double()
 
 
+@torch.no_grad()
+def checksum_of_all(chunks: Sequence[Chunk]) -> int:
+    """The checksum of all chunks. Waits for the device.
+
+    Args:
+        chunks (`Sequence[Chunk]`): All that is trained. Their buffers are overwritten.
+
+    Returns:
+        `int`: The checksum.
+    """
+    return sum(int(bits) for bits in [_bits(chunk) for chunk in chunks]) & _MASK
+
+
 def _bits(chunk: Chunk) -> Tensor:
     if chunk.flat is None:
         flat = chunk.parameters[0].detach().contiguous().view(-1)

@@ -76,14 +76,19 @@ def choose_gradient_sync(
         `GradientSyncChoice`: The mode and the reason to log.
 
     Raises:
-        ConfigurationError: If `gradient_sync="deferred"` meets a communication hook in a passed handler, or
-            `torch.compile`.
+        ConfigurationError: If `gradient_sync="deferred"` meets a communication hook or static graph in a passed
+            handler, or `torch.compile`.
     """
     hooked = handler.comm_hook != DDPCommunicationHookType.NO
     if plugin.gradient_sync == "deferred" and hooked:
         raise ConfigurationError(
             f"`gradient_sync='deferred'` does not run the communication hook {handler.comm_hook!s} of the passed "
             "DistributedDataParallelKwargs. Remove the hook, or set `gradient_sync='overlapped'`."
+        )
+    if plugin.gradient_sync == "deferred" and handler.static_graph:
+        raise ConfigurationError(
+            "`gradient_sync='deferred'` does not use DDP's reducer, for which `static_graph=True` was passed. Leave "
+            "`static_graph` out, or set `gradient_sync='overlapped'`."
         )
     if compiled:
         return _choose_compiled(plugin)

@@ -5,7 +5,8 @@ import traceback
 from collections import deque
 from collections.abc import Sequence
 from itertools import count
-from typing import Any, NoReturn
+from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +16,27 @@ from ..errors import ConfigurationError, GradientSyncError, PeerError
 from ..ranks.agreement import gather_values
 from ..ranks.store import fetch_error, find_errors, publish_error, withdraw_error
 from .backward import EndOfBackward
-from .checksum import WeightsChecksum
+from .checksum import WeightsChecksum, checksum_of_all
 from .chunks import TrainedChunks
 from .guard import OptimizerGuard
+from .hooks import only_on
+from .reducer import check_what_is_reduced, note_what_is_reduced
 from .reduction import GradientReduction
 from .reports import RankReport, ReportExchange, SentReports, StepMember, Stopwatch
+from .saving import refuse_saving
 
 
 # Steps whose reports are remembered.
 KEPT_STEPS = 1000
 # How long a failed rank waits for the others to come to the reduction before it leaves.
 FAILURE_SECONDS = 60.0
-# How long a rank waits for the others to say what they train, when that has changed.
+# How long a rank waits for the others to say what they train, when that has changed, and what their weights are.
 AGREEMENT_SECONDS = 60.0
 
 # Runs are made in the same order on all ranks.
 _runs = count()
+# The last run of each model.
+_run_of: "WeakKeyDictionary[nn.Module, ref[DataParallelRun]]" = WeakKeyDictionary()
 
 
 class DataParallelRun:
@@ -41,6 +47,8 @@ class DataParallelRun:
     averaged in one reduction when the backward is complete. Reports ride behind it and are read one step later, or by
     [`settle`], so that the host never waits for them in between.
 
+    A run ends with [`close`], or when another one begins with the same model.
+
     Args:
         ddp (`DistributedDataParallel`):
             The wrapped model.
@@ -50,7 +58,8 @@ class DataParallelRun:
             Who else reports and decides; the same on all ranks.
 
     Raises:
-        ConfigurationError: If the ranks train different parameters or have different members.
+        ConfigurationError: If the ranks train different parameters or have different members; or DDP's reducer is to
+            average what was frozen or unfrozen since the first run of this `ddp`.
     """
 
     def __init__(self, ddp: DistributedDataParallel, *, deferred: bool, members: Sequence[StepMember] = ()) -> None:
@@ -66,12 +75,17 @@ class DataParallelRun:
         self._names = {id(p): name for name, p in ddp.module.named_parameters()}
         self._agree_on("what is trained", self._names_of(self._trained.parameters))
         self._agree_on("what is reported", columns)
+        note_what_is_reduced(ddp)
+        self._check_reducer()
         withdraw_error()  # all are here, so what ended a run before is known and over
         self._reduction = GradientReduction(self._trained, self._group)
         self._exchange = ReportExchange(columns, self._group, self._device)
         self._checksum, self._stopwatch = WeightsChecksum(), Stopwatch(self._device)
         self._sent: SentReports | None = None
         self._waited = 0.0
+        self._compared = 0  # the reductions before the last comparison of all weights
+        _close_run_of(ddp.module)
+        _run_of[ddp.module] = ref(self)
         self._guard = OptimizerGuard(everything)
         self._backward = EndOfBackward(
             ddp,
@@ -80,11 +94,13 @@ class DataParallelRun:
             on_local=self._guard.note_local,
             on_joined=self._guard.note_reduced,
         )
+        self._saving = ddp.module.register_state_dict_pre_hook(only_on(ddp.module, self._refuse_failed_step))
 
     def close(self) -> None:
         """Hands the gradients back to DDP's reducer, and forgets the model's hooks."""
         self._backward.close()
         self._guard.close()
+        self._saving.remove()
 
     @property
     def has_local_gradients(self) -> bool:
@@ -129,6 +145,11 @@ class DataParallelRun:
                     f"This rank has changed `requires_grad` of {changed[0]} ({len(changed)} parameters in all), and "
                     f"not every rank has: {late} Freeze and unfreeze on all ranks."
                 ) from late
+            self._check_reducer()
+
+    def _check_reducer(self) -> None:
+        if not self.deferred:
+            check_what_is_reduced(self.ddp)
 
     def _send(self, presence: Sequence[bool], checksum: Tensor | None) -> SentReports:
         values: dict[str, float | Tensor] = {}
@@ -166,8 +187,31 @@ class DataParallelRun:
         ranks, self._sent = self._sent.reports(), None
         self._waited = self._stopwatch.seconds()
         self._raise_for_failure(ranks)
-        _raise_for_difference(ranks)
+        _raise_for_difference([report.weights_checksum for report in ranks])
         return ranks
+
+    def _refuse_failed_step(self, *_: Any) -> None:
+        """Raises where weights are to be saved before it was read that a rank has failed.
+
+        The reports are left to [`settle`]: where one rank alone saves, members must not act on that rank alone.
+        """
+        if self._sent is not None:
+            self._raise_for_failure(self._sent.reports())
+
+    def compare_weights(self) -> None:
+        """Compares all trained weights over the ranks, for the last step: the reports hold those before its update.
+
+        To be called where all ranks have come, as behind a barrier. After a reduction it is done once.
+
+        Raises:
+            GradientSyncError: If the ranks hold different weights.
+            PeerError: If a rank does not come.
+        """
+        if self._compared < self.reductions_begun:
+            self._compared = self.reductions_begun
+            key = f"weights in run {self._number}, reduction {self.reductions_begun}"
+            mine = checksum_of_all(self._trained.chunks)
+            _raise_for_difference(gather_values(key, mine, AGREEMENT_SECONDS))
 
     def fail(self, *, joins: bool) -> None:
         """Tells the others why this rank fails: to be called where the error is handled.
@@ -220,31 +264,19 @@ def _raise_peers_error(lost: RuntimeError) -> None:
         raise PeerError(f"Rank {rank} failed:\n{text}") from lost
 
 
-def _raise_for_difference(ranks: Sequence[RankReport]) -> None:
+def _close_run_of(module: nn.Module) -> None:
+    """Ends a run that nobody has closed: its hooks would take the backwards of the next one for local ones."""
+    known = _run_of.get(module)
+    earlier = None if known is None else known()
+    if earlier is not None:
+        earlier.close()
+
+
+def _raise_for_difference(sums: Sequence[float]) -> None:
     """Ranks that hold different weights before the same update have trained apart."""
-    sums = [report.weights_checksum for report in ranks]
     differing = [str(rank) for rank, value in enumerate(sums) if value != sums[0]]
     if differing:
         raise GradientSyncError(
             f"The weights of rank {', '.join(differing)} are not those of rank 0 since the last step. Something "
             "changed them on one rank alone, or a gradient was not that of all ranks: go back to the last checkpoint."
         )
-
-
-def refuse_saving(module: nn.Module, reason: str) -> None:
-    """Makes every way to save `module` raise, since each asks for its `state_dict`, until other weights are loaded.
-
-    Args:
-        module (`nn.Module`): The model, not wrapped.
-        reason (`str`): Why, as a clause.
-    """
-
-    def refuse(*_: Any) -> NoReturn:
-        raise PeerError(f"{reason}. They cannot be saved; go back to the last checkpoint.")
-
-    def allow(*_: Any) -> None:
-        for handle in handles:
-            handle.remove()
-
-    handles = [part.register_state_dict_pre_hook(refuse) for part in module.modules()]
-    handles.append(module.register_load_state_dict_post_hook(allow))
