@@ -51,7 +51,13 @@ def test_rope_by_length_is_read_from_the_config(name: str, options: dict[str, An
 
 
 # Of each config what it has of these.
-TINY: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 TINY |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1}
 TINY |= {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 TINY |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
@@ -100,8 +106,8 @@ def test_families_that_are_known_to_keep_documents_apart_do() -> None:
 def test_documents_are_put_together_where_they_stay_apart(model: str, options: dict[str, Any], reason: str) -> None:
     from transformers import AutoConfig
 
-    arguments: dict[str, Any] = {"packing": False, "padding_free": True, "pad_to_multiple_of": None, "per_device_train_batch_size": 2}
-    arguments |= {"neftune_noise_alpha": None, "optim": "adamw_torch", **options}
+    arguments: dict[str, Any] = {"packing": False, "padding_free": True, "pad_to_multiple_of": None}
+    arguments |= {"per_device_train_batch_size": 2, "neftune_noise_alpha": None, "optim": "adamw_torch", **options}
     trainer = SimpleNamespace(
         args=SimpleNamespace(**arguments),
         data_collator=None,
