@@ -267,6 +267,33 @@ def test_no_checkpoint_at_all_is_an_error_only_where_one_was_asked_for(disturbed
 
 
 @pytest.mark.gloo
+def test_where_no_checkpoint_can_be_resumed_all_ranks_say_so(disturbed: dict[str, Any]) -> None:
+    for rank in disturbed["ranks"]:
+        kind, text = rank["none_usable"]
+        assert kind == "ConfigurationError"
+        assert (
+            "has no complete checkpoint, only checkpoint-6, checkpoint-4, checkpoint-2, which cannot be resumed"
+            in text
+        )
+        assert "`resume_from_checkpoint=False` to start anew" in text
+
+
+@pytest.mark.gloo
+def test_a_stop_in_the_last_evaluation_saves_and_its_checkpoint_stays_beside_the_best(
+    disturbed: dict[str, Any],
+) -> None:
+    for rank in disturbed["ranks"]:
+        assert rank["stops"]["stopped"] == [143, 6, ["checkpoint-4", "checkpoint-6"]]
+
+
+@pytest.mark.gloo
+def test_the_best_checkpoint_of_a_run_that_was_moved_is_not_removed(disturbed: dict[str, Any]) -> None:
+    for rank in disturbed["ranks"]:
+        assert rank["stops"]["best"] == f"{disturbed['out']}.moved/checkpoint-4"
+    assert disturbed["ranks"][0]["stops"]["moved"] == ["checkpoint-4", "checkpoint-8"]
+
+
+@pytest.mark.gloo
 def test_a_full_disk_leaves_only_complete_checkpoints(disturbed: dict[str, Any], full_disk: Path) -> None:
     if not full_disk.is_dir():
         pytest.skip("this user may not mount a small disk")

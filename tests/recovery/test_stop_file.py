@@ -73,6 +73,14 @@ def test_one_made_while_the_ranks_failed_stays_and_stops_those_that_the_launcher
         wait_until_seen(stop)
 
 
+def test_a_folder_of_that_name_asks_for_nothing_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "stop").mkdir()
+    with StopFile(str(tmp_path)) as stop:
+        time.sleep(0.2)  # the first look
+        assert not stop.seen
+    assert (tmp_path / "stop").is_dir()
+
+
 def test_nobody_waits_for_a_file_system_that_does_not_answer(tmp_path: Path, stall: Callable[[], None]) -> None:
     with StopFile(str(tmp_path)) as stop:
         stall()

@@ -1,7 +1,7 @@
 """Whom a rank waits for in vain, judged from places and times."""
 
-from unsloth_accel.recovery.heartbeat import LEFT, Beat, Heard, Place
-from unsloth_accel.recovery.verdict import LISTEN_SECONDS, SILENCE_SECONDS, find_missing, find_silent
+from unsloth_accel.recovery.heartbeat import FAILED, LEFT, Beat, Heard, Place
+from unsloth_accel.recovery.verdict import LISTEN_SECONDS, SILENCE_SECONDS, find_left, find_missing, find_silent
 
 
 LIMIT = 110.0
@@ -50,6 +50,16 @@ def test_a_rank_that_has_left_is_missed_by_one_that_should_have_left_too() -> No
     assert missing(OWN, left) == {1: "Rank 1 has left `train()`, and this rank is still in it."}
     assert missing(OWN._replace(may_last=True), left) == {}, "it may be writing the last checkpoint"
     assert find_silent(left, 1000.0) == {}, "nobody expects heartbeats of it"
+
+
+def test_a_rank_that_has_left_without_an_error_is_named_at_once() -> None:
+    assert find_left(heard(OWN)) == {}
+    assert find_left(heard(OWN._replace(doing=LEFT))) == {
+        1: "Rank 1 has left `train()`, and this rank is still in it."
+    }
+    failed = heard(OWN._replace(doing=FAILED), silent=LIMIT)
+    assert find_left(failed) == {}, "it tells why itself, or still asks whom it has lost"
+    assert find_silent(failed, 1000.0) == {}
 
 
 def test_a_missed_heartbeat_is_not_silence() -> None:

@@ -138,6 +138,12 @@ def test_a_killed_rank_is_named_by_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_a_rank_that_leaves_without_an_error_is_named_by_the_others(tmp_path: Path) -> None:
+    said = launch(WORKER, tmp_path / "out", "leaves", timeout=120, expect_failure=True).stderr
+    assert "PeerError: Rank 1 has left `train()`, and this rank is still in it." in said
+
+
+@pytest.mark.long
 def test_long_work_is_not_a_stall(tmp_path: Path) -> None:
     """A rank alone in an evaluation, in `run_once`, and in slow micro-batches, each for longer than the limit."""
     launch(WORKER, tmp_path / "out", "long_work", timeout=180)

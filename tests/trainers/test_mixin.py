@@ -68,6 +68,7 @@ def test_what_the_mixin_overrides_is_still_there_with_its_arguments(after: dict[
             *("self", "tr_loss", "grad_norm", "model", "trial", "epoch"),
             *("ignore_keys_for_eval", "start_time", "learning_rate"),
         ],
+        "_finalize_training": ["self", "trial", "num_train_samples", "start_time"],
         "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
         "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
         "_save_checkpoint": ["self", "model", "trial"],

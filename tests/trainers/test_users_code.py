@@ -26,6 +26,7 @@ CASES = [
     "logs_in_a_step",
     "counts_tokens",
 ]
+PARTS = "parts_in_the_last_step"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str,
 def two(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Run]:
     """The accelerated trainers on two ranks."""
     out = tmp_path_factory.mktemp("two") / "out"
-    launch(WORKER, tiny_model, out, *CASES, timeout=280)
+    launch(WORKER, tiny_model, out, *CASES, PARTS, timeout=280)
     return read_runs(out)
 
 
@@ -49,6 +50,11 @@ def two(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str,
 def test_two_ranks_follow_one(case: str, one: dict[str, Run], two: dict[str, Run]) -> None:
     assert_trained_alike(two[case], one[case])
     assert two[case]["reports"] == len(one[case]["logs"]), "the step that was stopped in its middle counts nothing"
+
+
+@pytest.mark.gloo
+def test_ranks_that_part_in_the_last_step_are_told(two: dict[str, Run]) -> None:
+    assert two[PARTS]["error"].startswith("GradientSyncError: The weights of rank 1 are not those of rank 0")
 
 
 @pytest.mark.gloo

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,6 +84,22 @@ def make(folder, kind=AcceleratedTrainer, plugin=None, **arguments):
     return trainer
 
 
+class StoppedTrainer(AcceleratedTrainer):
+    """Step 4 was the best when early stopping ends the run after step 6; meanwhile a signal comes to rank 1."""
+
+    stops = True
+
+    def evaluate(self, *args, **kwargs):
+        step = self.state.global_step
+        stops = self.stops and step == 6
+        metrics = {"eval_loss": abs(step - 4.0)}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_training_stop = stops
+        if stops and RANK == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return metrics
+
+
 def train(trainer, *resume):
     first = FirstStep()
     trainer.add_callback(first)
@@ -153,10 +170,44 @@ def best_of_all():
     return [trainer.state.best_model_checkpoint, json.loads(written.read_text())["best_model_checkpoint"]]
 
 
+def make_stopped(folder, **arguments):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
+    steps = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 4, "max_steps": 8}
+    kind = partial(StoppedTrainer, eval_dataset=[{"x": torch.zeros(32)}])
+    return make(folder, kind, AUTO, **best, **steps, **arguments)
+
+
+def stopped_and_moved():
+    """How the ranks leave and what is there then; and what is there when the run has gone on in another folder."""
+    stopped = make_stopped(f"{OUT}.stopped", save_total_limit=1)
+    try:
+        stopped.train()
+    except SystemExit as left:
+        seen = [left.code, stopped.state.global_step, folders(f"{OUT}.stopped")]
+    moved = make_stopped(f"{OUT}.moved", save_total_limit=2)
+    moved.stops = False
+    moved.accelerator.wait_for_everyone()
+    if RANK == 0:
+        os.rename(f"{OUT}.stopped", f"{OUT}.moved")
+    moved.accelerator.wait_for_everyone()
+    return {"stopped": seen, "moved": train(moved)["folders"], "best": moved.state.best_model_checkpoint}
+
+
+def none_usable(folder):
+    trainer = make(folder, plugin=AUTO)
+    trainer.accelerator.wait_for_everyone()
+    if RANK == 0:
+        for checkpoint in folders(folder):
+            flip(Path(folder, checkpoint, "training_args.bin"))
+    return failure(trainer.train)
+
+
 def on_two_ranks(disk):
     result = {"killed": train_in_one_folder(), "whole": train(make(f"{OUT}.whole"))}
     result |= {"damaged": resume_past_damage(f"{OUT}.whole"), "best": best_of_all(), **resume_stock()}
     result["finished"] = train(make(f"{OUT}.best"), True)
+    result["none_usable"] = none_usable(f"{OUT}.best")
+    result["stops"] = stopped_and_moved()
     result["nothing"] = failure(make(f"{OUT}.nothing").train, resume_from_checkpoint=True)
     if os.path.isdir(disk):
         result["full"] = [failure(make(disk).train), folders(disk)]

@@ -47,6 +47,7 @@ def relied_on():
     owners = {
         "_prepare_for_training": Trainer,
         "_maybe_log_save_evaluate": Trainer,
+        "_finalize_training": Trainer,
         "get_batch_samples": Trainer,
         "train": Trainer,
         "_save_checkpoint": Trainer,

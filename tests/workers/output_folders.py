@@ -46,6 +46,7 @@ def main():
     best.args.load_best_model_at_end = True  # to set it, transformers wants an evaluation data set
     seen["best"] = failure(best.train)
     seen["alone"] = train(make("alone", max_steps=2))
+    seen["weights"] = train(make("weights", max_steps=2, save_only_model=True))
     seen["each"] = train(on_each("each"))
     seen["files"] = sorted(os.listdir("each/checkpoint-4"))
     resumed = on_each("each")

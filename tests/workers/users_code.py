@@ -11,7 +11,7 @@ from pathlib import Path
 
 import unsloth  # isort: skip
 import torch
-from cases import COMPARABLE, SGD, WORLD_SIZE, between_ranks, report, steps_logged
+from cases import COMPARABLE, RANK, SGD, WORLD_SIZE, between_ranks, report, steps_logged
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -186,6 +186,16 @@ def stops_in_a_step(path):
     return trained(trainer)
 
 
+class PartsInTheLastStep(TrainerCallback):
+    def on_step_end(self, args, state, control, model, **kwargs):
+        if state.global_step == STEPS and RANK == 1:
+            next(p for p in model.parameters() if p.requires_grad).data.add_(0.01)
+
+
+def parts_in_the_last_step(path):
+    return trained(make(path, callbacks=[PartsInTheLastStep()]))
+
+
 def compiles(path):
     return trained(make(path, torch_compile=True, torch_compile_backend="eager"))
 
@@ -225,6 +235,7 @@ CASES = {
     "stops_in_a_step": stops_in_a_step,
     "compiles": compiles,
     "logs_in_a_step": logs_in_a_step,
+    "parts_in_the_last_step": parts_in_the_last_step,
     "counts_tokens": counts_tokens,
 }
 

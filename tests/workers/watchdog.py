@@ -60,6 +60,10 @@ def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def leaves():
+    sys.exit(0)
+
+
 def long_work():
     """Each micro-batch is a sign of life; together they take longer than the others would wait."""
     time.sleep(LONG / 3)

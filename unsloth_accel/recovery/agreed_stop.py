@@ -1,6 +1,8 @@
 """What one rank is asked to do at the end of a step, by a signal, a file or a callback, all do at the same step."""
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -73,6 +75,21 @@ class AgreedStop:
         if kind is None and self._signals.received is not None:  # it came too late for the last step
             self._signals.pass_on(self._signals.received)
 
+    @contextmanager
+    def keeping_checkpoint(self) -> Iterator[None]:
+        """At the end of training: with `save_total_limit=1` transformers removes all checkpoints but the best there.
+
+        After a stop from outside, the run is to go on from the newest.
+        """
+        given = self._trainer.args
+        if self._stopped_by is not None:
+            self._trainer.args = copy.copy(given)
+            self._trainer.args.save_total_limit, self._trainer.args.load_best_model_at_end = None, False
+        try:
+            yield
+        finally:
+            self._trainer.args = given
+
     # The member of the run
 
     def report(self) -> Mapping[str, float | Tensor]:
@@ -118,9 +135,10 @@ class AgreedStop:
         acts = self._agree(default, has_settled=bool(default))
         if acts:
             settle()
+        saves = self._trainer.control.should_save
         act()
-        if acts:
-            self._agree(set(), has_settled=True)
+        if acts and self._agree(set(), has_settled=True) and self._stopped_by is not None and not saves:
+            act()  # it came meanwhile, and no step follows that could save
 
     def _agree(self, default: set[str], *, has_settled: bool) -> bool:
         """Sets `control` as all ranks agree; returns whether they log, evaluate or save."""

@@ -2,9 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..ranks.run_once import Scope, run_once
 from ..saving.output_folder import check_output_folder
 from .every_machine import newest_on_every_machine
 from .manifest import sync_directory, write_manifest
-from .newest import newest_complete
+from .newest import newest_step
 
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Checkpoints:
         self._beside: Path | None = None
         self._push: Callable[[str], None] | None = None
         self._shared = True
+        self._skipped: set[str] = set()  # finished checkpoints that could not be resumed, by name
 
     def redirect(self, run_dir: str) -> str:
         """Where the trainer is to put `checkpoint-N`: while one is written, beside."""
@@ -78,20 +79,24 @@ class Checkpoints:
             finally:
                 self._beside = None
         if not self._shared and local_rank() == 0 and not trainer.args.should_save:
-            shutil.rmtree(f"{place}.incomplete")  # the random numbers of a machine that keeps no checkpoints
+            # The random numbers of a machine that keeps no checkpoints; where only weights are saved, there are none.
+            shutil.rmtree(f"{place}.incomplete", ignore_errors=True)
+        self._skipped.discard(os.path.basename(place))
         if trainer.args.should_save:
-            rotate(Path(place), trainer.args.save_total_limit, trainer.state.best_model_checkpoint)
+            rotate(Path(place), trainer.args.save_total_limit, trainer.state.best_model_checkpoint, self._skipped)
         if self._push is not None:
             self._push(place)
 
     def _name_best(self, place: str) -> None:
-        """The state names the best checkpoint by where it will be."""
-        state, written = self._trainer.state, os.path.join(str(self._beside), os.path.basename(place))
-        if state.best_model_checkpoint != written:
+        """The state names the best checkpoint by where it is, or will be; transformers has looked for it beside."""
+        state, (run_dir, written) = self._trainer.state, os.path.split(place)
+        best = os.path.join(run_dir, f"checkpoint-{state.best_global_step}")
+        if not state.best_global_step or not (best == place or os.path.isdir(best)):
             return
-        state.best_model_checkpoint = place
-        if self._trainer.args.should_save:
-            state.save_to_json(os.path.join(written, "trainer_state.json"))
+        if state.best_model_checkpoint != best:
+            state.best_model_checkpoint = best
+            if self._trainer.args.should_save:
+                state.save_to_json(os.path.join(str(self._beside), written, "trainer_state.json"))
 
     def to_resume(self, given: str | bool | None) -> str | bool | None:
         """The checkpoint to go on from, the same on all ranks.
@@ -100,39 +105,40 @@ class Checkpoints:
             given (`str` or `bool`, *optional*): The argument of `train`. A path and `False` are taken as they are.
 
         Raises:
-            ConfigurationError: If it is `True`, and there is no complete checkpoint.
+            ConfigurationError: If there is no complete checkpoint, and it is `True`, or some were skipped.
         """
         looks = given is True or (given is None and self._resume is not None)
-        self._shared = check_output_folder(self._trainer.args, resumes=looks)
+        self._shared, self._skipped = check_output_folder(self._trainer.args, resumes=looks), set()
         if not looks:
             return given
         output_dir = self._trainer.args.output_dir
         assert output_dir is not None, "TrainingArguments have a default"
-        found = _find(output_dir, with_optimizer=not self._trainer.args.save_only_model, shared=self._shared)
-        if found is None and given is True:
-            raise ConfigurationError(
-                f"`resume_from_checkpoint` is True, but `output_dir` {output_dir} has no complete checkpoint (the log "
-                "says which were skipped, and why). Pass the path of another one, or leave it out to start anew."
-            )
+        step, skipped = _find(output_dir, with_optimizer=not self._trainer.args.save_only_model, shared=self._shared)
+        if step is None and (given is True or skipped):
+            raise ConfigurationError(_none_complete(output_dir, skipped, asked=given is True))
+        self._skipped = set(skipped)
+        found = None if step is None else os.path.join(output_dir, f"checkpoint-{step}")
         log_once("resume: training %s", f"goes on from {found}" if found else "starts from the beginning")
         return found
 
 
-def _find(output_dir: str, with_optimizer: bool, shared: bool) -> str | None:
+def _find(output_dir: str, with_optimizer: bool, shared: bool) -> tuple[int | None, list[str]]:
     if not shared:
-        found = newest_on_every_machine(output_dir, with_optimizer)
-    else:
-        found = run_once(
-            partial(_name_of_newest, output_dir, with_optimizer),
-            key="resume",
-            description=f"looking for the newest complete checkpoint in {output_dir}",
-        )
-    return None if found is None else os.path.join(output_dir, found)
+        return newest_on_every_machine(output_dir, with_optimizer)
+    return run_once(
+        partial(newest_step, output_dir, with_optimizer),
+        key="resume",
+        description=f"looking for the newest complete checkpoint in {output_dir}",
+    )
 
 
-def _name_of_newest(output_dir: str, with_optimizer: bool) -> str | None:
-    found = newest_complete(output_dir, with_optimizer)
-    return None if found is None else found.name
+def _none_complete(output_dir: str, skipped: list[str], *, asked: bool) -> str:
+    argument = "`resume_from_checkpoint` is True" if asked else "`resume` is 'auto'"
+    named = f", only {', '.join(skipped)}, which cannot be resumed (the log says why)" if skipped else ""
+    return (
+        f"{argument}, but `output_dir` {output_dir} has no complete checkpoint{named}. Pass the path of another one "
+        "to `train` as `resume_from_checkpoint`, or `resume_from_checkpoint=False` to start anew."
+    )
 
 
 @contextmanager
@@ -167,8 +173,7 @@ def complete_or_absent(final: Path, facts: Callable[[], Mapping[str, Any]], scop
     except Exception as error:  # whatever it is, the other ranks must not wait; it is raised again
         _publish(key, f"{type(error).__name__}: {error}")
         if writes:
-            shutil.rmtree(holder, ignore_errors=True)
-            finish(partial(_raise, error))
+            finish(partial(_remove, holder, key, error))
         raise
     _publish(key, "")
     try:
@@ -190,31 +195,43 @@ def _collect(key: str) -> list[str]:
     return collect_values(key, WRITE_SECONDS) if is_distributed() else []
 
 
-def _raise(error: Exception) -> None:
-    raise error
-
-
 def _remove(holder: Path, key: str, error: Exception) -> None:
     """When all have written, or what a slower rank writes would be left."""
-    _collect(key)
-    shutil.rmtree(holder)
+    with suppress(PeerError):  # of a rank that does not come; what went wrong first is raised
+        _collect(key)
+    shutil.rmtree(holder, ignore_errors=True)
     raise error
 
 
 def _complete(final: Path, holder: Path, facts: Mapping[str, Any], key: str) -> None:
-    for other, failure in enumerate(_collect(key)):
-        if failure:
-            raise PeerError(f"Rank {other} could not write its part of {final}. Its error: {failure}")
     written = holder / final.name
-    write_manifest(written, facts)
+    try:
+        _raise_if_incomplete(final, key)
+        write_manifest(written, facts)
+    except Exception:
+        shutil.rmtree(holder, ignore_errors=True)
+        raise
     if final.exists():
         final.rename(holder / "replaced")
     written.rename(final)
     sync_directory(final.parent)
-    shutil.rmtree(holder)
+    _remove_old(holder)
 
 
-def rotate(newest: Path, limit: int | None, best: str | None) -> None:
+def _raise_if_incomplete(final: Path, key: str) -> None:
+    for other, failure in enumerate(_collect(key)):
+        if failure:
+            raise PeerError(f"Rank {other} could not write its part of {final}. Its error: {failure}")
+
+
+def _remove_old(folder: Path) -> None:
+    """As transformers does, what cannot be removed stays, and training goes on: a file may be open on NFS."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        log_once("%s could not be removed, and stays", folder)
+
+
+def rotate(newest: Path, limit: int | None, best: str | None, skipped: Collection[str] = ()) -> None:
     """Removes the oldest checkpoints beyond `limit`, but never the one just written, nor the best.
 
     transformers would count a folder that a kill left half written, and may keep that in place of a complete one.
@@ -223,11 +240,20 @@ def rotate(newest: Path, limit: int | None, best: str | None) -> None:
         newest (`Path`): The checkpoint that was just written.
         limit (`int`, *optional*): How many to keep; None or 0 for all.
         best (`str`, *optional*): The best checkpoint.
+        skipped (`Collection[str]`, *optional*): The names of those that could not be resumed. They stay, since a user
+            may mend them, and do not count.
     """
     if not limit or limit < 0:
         return
-    kept = {newest, Path(best)} if best else {newest}
-    found = (path for path in newest.parent.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
-    others = sorted((path for path in found if path not in kept), key=lambda path: path.stat().st_mtime)
-    for oldest in others[: max(0, len(kept) + len(others) - limit)]:
-        shutil.rmtree(oldest)
+    numbered = (path for path in newest.parent.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal())
+    found = [path for path in numbered if path.name not in skipped]
+    kept = {newest.name, os.path.basename(best or "")}
+    others = sorted((path for path in found if path.name not in kept), key=_written_at)
+    for oldest in others[: max(0, len(found) - limit)]:
+        _remove_old(oldest)
+
+
+def _written_at(folder: Path) -> float:
+    with suppress(OSError):  # another process has just removed it
+        return folder.stat().st_mtime
+    return 0.0

@@ -9,6 +9,8 @@ from ..ranks.store import connect
 
 
 LEFT = "has left train()"
+# It tells why itself, or is still asking which rank it has lost.
+FAILED = "has left train() with an error"
 
 
 class Place(NamedTuple):
@@ -30,7 +32,7 @@ class Place(NamedTuple):
 
     @property
     def has_left(self) -> bool:
-        return self.doing == LEFT
+        return self.doing in (LEFT, FAILED)
 
     def __str__(self) -> str:
         return f"step {self.step}, {self.doing}"

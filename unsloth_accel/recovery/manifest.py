@@ -1,5 +1,6 @@
 """The manifest of a checkpoint: what is in it, so that a damaged one is known before it is loaded."""
 
+import errno
 import hashlib
 import json
 import os
@@ -51,6 +52,11 @@ def sync_directory(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot do that for a folder. PostgreSQL goes on, too,
+        # https://github.com/postgres/postgres/blob/master/src/common/file_utils.c
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

@@ -54,12 +54,12 @@ class StopFile:
         return self._seen.is_set()
 
     def _remove_old(self) -> None:
-        if os.path.exists(self._file):
+        if os.path.isfile(self._file):
             self._file.unlink(missing_ok=True)  # the first rank of another machine may have removed it, too
             logger.warning("%s was there before training began: it is removed, and stops nothing", self._file)
 
     def _look(self) -> None:
-        while not os.path.exists(self._file):
+        while not os.path.isfile(self._file):
             if self._over.wait(LOOK_SECONDS):
                 return
         self._seen.set()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from .heartbeat import Heard, Place
+from .heartbeat import LEFT, Heard, Place
 
 
 BEAT_SECONDS = 2.0
@@ -15,6 +15,7 @@ _SILENT = (
     "Rank {} does not come: it has not been heard of for more than {:.0f} s, so it is dead, stopped or cut off. "
     "At its last heartbeat it was in {}."
 )
+_LEFT = "Rank {} has left `train()`, and this rank is still in it."
 
 
 def find_missing(own: Place, heard: Mapping[int, Heard], now: float, stall_timeout: float) -> dict[int, str]:
@@ -41,7 +42,7 @@ def find_missing(own: Place, heard: Mapping[int, Heard], now: float, stall_timeo
             continue
         if there.has_left:
             if not own.may_last:
-                missing[rank] = f"Rank {rank} has left `train()`, and this rank is still in it."
+                missing[rank] = _LEFT.format(rank)
         elif not there.may_last and there.position < own.position and now - moved_at >= patience:
             missing[rank] = f"Rank {rank} does not come: it has been in {there}, for more than {patience:.0f} s."
     return missing
@@ -55,3 +56,8 @@ def find_silent(heard: Mapping[int, Heard], now: float, seconds: float = SILENCE
         for rank, since in silent.items()
         if not heard[rank].beat.place.has_left
     }
+
+
+def find_left(heard: Mapping[int, Heard]) -> dict[int, str]:
+    """The ranks that have left without an error, as with `sys.exit()`, so that none of them tells why; by rank."""
+    return {rank: _LEFT.format(rank) for rank, (beat, _, _) in heard.items() if beat.place.doing == LEFT}

@@ -15,9 +15,9 @@ from ..errors import PeerError
 from ..ranks.environment import rank
 from ..ranks.run_once import is_at_work
 from ..ranks.store import find_errors, publish_error
-from .heartbeat import LEFT, Heartbeats, Place, Progress
+from .heartbeat import FAILED, LEFT, Heartbeats, Place, Progress
 from .signals import STOP_SIGNALS
-from .verdict import BEAT_SECONDS, LISTEN_SECONDS, SILENCE_SECONDS, find_missing, find_silent
+from .verdict import BEAT_SECONDS, LISTEN_SECONDS, SILENCE_SECONDS, find_left, find_missing, find_silent
 from .wakeup import Wakeup
 
 
@@ -60,6 +60,7 @@ class Watchdog:
         self._moves, self._moved_at = -1, 0.0
         self._asked: signal.Signals | None = None
         self._looks = 0
+        self._leaves_by = LEFT
         self._over = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -81,6 +82,7 @@ class Watchdog:
         Raises:
             PeerError: In place of an error that says that the connection to a rank is lost, with which rank.
         """
+        self._leaves_by = FAILED if isinstance(error, Exception) else LEFT
         self._wakeup.close()
         self._thread.join()
         try:
@@ -106,7 +108,7 @@ class Watchdog:
         heartbeats, began = Heartbeats(self._key), time.monotonic()
         while (now := time.monotonic()) < began + 2 * SILENCE_SECONDS:
             heartbeats.listen(now)
-            gone = _published() or find_silent(heartbeats.heard, now)
+            gone = _published() or find_left(heartbeats.heard) or find_silent(heartbeats.heard, now)
             if gone:
                 publish_error(_sentences(gone))
                 return _sentences(gone)
@@ -127,7 +129,7 @@ class Watchdog:
         except DistNetworkError:
             self._watch_alone()
         with suppress(DistNetworkError):
-            self._heartbeats.beat(self._progress.place()._replace(doing=LEFT))
+            self._heartbeats.beat(self._progress.place()._replace(doing=self._leaves_by))
 
     def _watch_alone(self) -> None:
         """The store is gone with the launcher of the first machine, and with it all word of the others."""

@@ -311,6 +311,13 @@ class UnslothAcceleratedTrainerMixin(SavingMixin):
         act()
         self._progress.enter("at the end of the step", self.state.global_step)
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._settle_step()
+        if self._run is not None:
+            self._run.compare_weights()  # now that the ranks have just met: what follows may take one of them long
+        with nullcontext() if self._agreed_stop is None else self._agreed_stop.keeping_checkpoint():
+            return super()._finalize_training(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in transformers; on several ranks with what docs/metrics.md lists."""
         self._settle_step()
