@@ -306,5 +306,5 @@ def test_the_ranks_compute_about_as_many_tokens(two_ranks: dict[str, Run]) -> No
 def test_a_plan_that_cannot_be_is_refused(options: dict[str, object], text: str) -> None:
     with pytest.raises(ConfigurationError, match=text):
         StepPlan(**options)  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="`plan` must be one of 'auto', 'keep'"):
+    with pytest.raises(ConfigurationError, match="`plan` must be 'auto', 'keep' or a `StepPlan`"):
         UnslothAcceleratorPlugin(plan="fast")  # type: ignore[arg-type]
