@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from ..ranks.gpu_config import BF16_FROM
 from .finding import Finding
 from .survey import NotAnswered, Survey, unanswered
 
 
-# bf16 came with compute capability 8.0 (Ampere); Unsloth's kernels are Triton's, which needs 7.0.
-# https://triton-lang.org/main/getting-started/installation.html
-BF16_FROM, TRITON_FROM = [8, 0], [7, 0]
+# Unsloth's kernels are Triton's: https://triton-lang.org/main/getting-started/installation.html
+TRITON_FROM = [7, 0]
 # A card of which others hold more is no card to itself.
 HELD_BY_OTHERS = 0.1
 GIB = 2**30

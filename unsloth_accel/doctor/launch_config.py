@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..ranks.gpu_config import BF16_FROM
 from .finding import Finding
 from .survey import NotAnswered, Survey, unanswered
 
@@ -12,7 +13,6 @@ from .survey import NotAnswered, Survey, unanswered
 CHECK = "launch config"
 # Accelerate's names of what shards a model, where this package stands down.
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-BF16_FROM = [8, 0]
 
 
 def check_launch_config(survey: Survey) -> Iterator[Finding]:

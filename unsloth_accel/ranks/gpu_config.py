@@ -4,11 +4,12 @@ import subprocess
 import sys
 
 
-# bf16 came with compute capability 8.0.
-_ASK = """
+# bf16 came with compute capability 8.0 (Ampere).
+BF16_FROM = [8, 0]
+_ASK = f"""
 import torch
 cards = range(torch.cuda.device_count())
-print("ddp" if all(torch.cuda.get_device_capability(card) >= (8, 0) for card in cards) else "ddp_fp16")
+print("ddp" if all(list(torch.cuda.get_device_capability(card)) >= {BF16_FROM} for card in cards) else "ddp_fp16")
 """
 
 

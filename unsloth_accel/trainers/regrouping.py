@@ -19,20 +19,9 @@ _UPDATING_IN_BACKWARD = ("lomo", "adalomo", "_layerwise")
 # those of Falcon or OPT do not: one document by itself is right there, and two are not.
 SEPARATING = {
     *("llama", "mistral", "ministral", "ministral3", "mixtral", "smollm3", "stablelm", "starcoder2", "seed_oss"),
-    *(
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "qwen2",
-        "qwen2_moe",
-        "qwen3",
-        "qwen3_moe",
-        "phi",
-        "phi3",
-        "cohere",
-        "cohere2",
-    ),
-    *("granite", "granitemoe", "olmo", "olmo2", "olmo3", "glm", "glm4", "gpt2", "gpt_neox", "exaone4", "ernie4_5"),
+    *("gemma", "gemma2", "gemma3_text", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi", "phi3"),
+    *("cohere", "cohere2", "granite", "granitemoe", "olmo", "olmo2", "olmo3", "glm", "glm4"),
+    *("gpt2", "gpt_neox", "exaone4", "ernie4_5"),
 }
 
 
